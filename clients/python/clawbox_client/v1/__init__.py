@@ -1,0 +1,1 @@
+"""Generated from protos/clawbox/v1; never edited."""
