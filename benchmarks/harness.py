@@ -1,0 +1,147 @@
+"""A real server in a process of its own, and the arithmetic of the measurements."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+BIN = Path(sys.executable).parent
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that answers at ``address`` to ``token``."""
+
+    address: str
+    token: str
+    pid: int
+    start_seconds: float
+    """From starting the process until the health service says SERVING."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Samples in milliseconds, summed up."""
+
+    p50: float
+    p95: float
+    low: float
+    count: int
+
+    @classmethod
+    def of(cls, seconds: list[float]) -> Spread:
+        ordered = sorted(1000 * value for value in seconds)
+        return cls(
+            p50=statistics.median(ordered),
+            p95=ordered[int(0.95 * (len(ordered) - 1))],
+            low=ordered[0],
+            count=len(ordered),
+        )
+
+    def __str__(self) -> str:
+        return f"p50 {self.p50:.2f} ms, p95 {self.p95:.2f}, best {self.low:.2f} ({self.count} calls)"
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def server(folder: Path, **environment: str) -> Iterator[Server]:
+    """Starts ``clawbox serve`` with a configuration of its own, and stops it at the end.
+
+    Raises RuntimeError, with what the server wrote, when it does not come up within a minute.
+    """
+    home = folder / "clawbox"
+    if not home.exists():
+        subprocess.run([BIN / "clawbox", "init", "--dir", home], check=True, stdout=subprocess.DEVNULL)
+    port = free_port()
+    log_path = folder / "server.log"
+    env = {
+        **os.environ,
+        "CLAWBOX_PORT": str(port),
+        "CLAWBOX_METRICS__PORT": str(free_port()),
+        "CLAWBOX_LOG_LEVEL": "warning",
+        **environment,
+    }
+    with log_path.open("wb") as log:
+        began = time.perf_counter()
+        process = subprocess.Popen(
+            [BIN / "clawbox", "serve", "--config", home / "config.toml"], env=env, stderr=log, stdout=log
+        )
+        try:
+            _wait_until_serving(process, f"127.0.0.1:{port}", log_path)
+            token = (home / "token").read_text().strip()
+            yield Server(f"127.0.0.1:{port}", token, process.pid, time.perf_counter() - began)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(30)
+
+
+def _wait_until_serving(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
+    deadline = time.monotonic() + 60
+    with grpc.insecure_channel(address, [("grpc.initial_reconnect_backoff_ms", 20), ("grpc.max_reconnect_backoff_ms", 50)]) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        while True:
+            try:
+                reply = stub.Check(health_pb2.HealthCheckRequest(), timeout=1)
+                if reply.status == health_pb2.HealthCheckResponse.SERVING:
+                    return
+            except grpc.RpcError:
+                pass
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the server did not come up:\n{log.read_text()}")
+            time.sleep(0.01)
+
+
+def family(pid: int) -> list[int]:
+    """The process and everything below it."""
+    found = [pid]
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        children = (task / "children").read_text().split()
+        for child in children:
+            found += family(int(child))
+    return found
+
+
+def pss_mb(pid: int) -> float:
+    """Proportional set size of one process in MB: shared pages are divided among their users."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) / 1000
+    raise RuntimeError("no Pss in smaps_rollup")
+
+
+def machine() -> str:
+    """One line about the machine."""
+    model = "unknown CPU"
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+            break
+    return f"{os.cpu_count()} × {model}, Linux {platform.release()}, Python {platform.python_version()}"
+
+
+@contextlib.contextmanager
+def workspace() -> Iterator[Path]:
+    """A folder that is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="clawbox-bench-") as name:
+        yield Path(name)

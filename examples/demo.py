@@ -1,0 +1,182 @@
+"""``make demo``: what clawbox does, shown on this machine with a real server, in a few seconds.
+
+Starts a server on free ports with a configuration of its own in a temporary folder, runs Python and JavaScript
+in fresh sandboxes over gRPC, shows that the sandboxes hold, shows a refused token, and removes everything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from clawbox_client import ClawboxError, SyncClient
+from rich.console import Console
+
+CLAWBOX = Path(sys.executable).with_name("clawbox")
+console = Console(highlight=False, soft_wrap=True)
+failures: list[str] = []
+
+
+@contextlib.contextmanager
+def step(title: str) -> Iterator[None]:
+    """Print what is done, and how long it took."""
+    console.print(f"\n[bold]{title}[/]")
+    began = time.perf_counter()
+    yield
+    console.print(f"  [dim]{1000 * (time.perf_counter() - began):.0f} ms[/]")
+
+
+def show(label: str, text: object) -> None:
+    """Print one result."""
+    for line in str(text).strip().splitlines() or [""]:
+        console.print(f"  [cyan]{label:>12}[/]  ", end="")
+        console.print(line, markup=False)
+        label = ""
+
+
+def expect(what: str, *, holds: bool) -> None:
+    """Print whether something holds; the demo fails at the end when it does not."""
+    mark = "[green]✓[/]" if holds else "[bold red]✗[/]"
+    console.print(f"  {mark} {what}")
+    if not holds:
+        failures.append(what)
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def server(home: Path) -> Iterator[tuple[str, str]]:
+    """A running server: its address and its token."""
+    subprocess.run([CLAWBOX, "init", "--dir", home], check=True, stdout=subprocess.DEVNULL)
+    port = free_port()
+    env = {**os.environ, "CLAWBOX_PORT": str(port), "CLAWBOX_METRICS__PORT": str(free_port())}
+    log = home / "server.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen([CLAWBOX, "serve", "--config", home / "config.toml"], env=env, stderr=output)
+        try:
+            address = f"127.0.0.1:{port}"
+            deadline = time.monotonic() + 60
+            with SyncClient(address) as client:
+                while not client.is_serving():
+                    if process.poll() is not None or time.monotonic() > deadline:
+                        console.print(log.read_text(), markup=False)
+                        raise SystemExit("the server did not come up; its log is above")
+                    time.sleep(0.02)
+            yield address, (home / "token").read_text().strip()
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(30)
+
+
+MANDELBROT = """
+rows = []
+for y in range(-10, 11, 2):
+    row = ""
+    for x in range(-40, 21):
+        z, c = 0, complex(x / 20, y / 9)
+        n = 0
+        while abs(z) < 2 and n < 30:
+            z, n = z * z + c, n + 1
+        row += " .:-=+*#%@"[n // 3 - 1 if n > 2 else 0]
+    rows.append(row)
+print("\\n".join(rows))
+"""
+
+
+def interpreters(client: SyncClient) -> None:
+    """Python and JavaScript, each call in an interpreter of its own."""
+    with step("Python, in an interpreter that exists for this call alone"):
+        answer = client.run_python(
+            "import statistics, json\nresult = statistics.mean(input['xs'])\nprint('the mean of', json.dumps(input['xs']))",
+            input={"xs": [1, 2, 6]},
+        )
+        show("stdout", answer.stdout)
+        show("result", answer.result)
+        expect("the mean is 3", holds=answer.result == 3)
+        show("stdout", client.run_python(MANDELBROT).stdout)
+    with step("JavaScript likewise"):
+        answer = client.run_javascript("result = input.words.map(w => w.toUpperCase()).join(' ')", input={"words": ["fresh", "too"]})
+        show("result", answer.result)
+        expect("it says FRESH TOO", holds=answer.result == "FRESH TOO")
+    with step("An exception is a result, with the line in your code"):
+        answer = client.run_python("def f(x):\n    return 1 / x\n\nf(0)\n")
+        show("outcome", answer.outcome.name)
+        show("traceback", answer.error.traceback if answer.error else "")
+        expect("the traceback names line 2", holds=bool(answer.error and "line 2" in answer.error.traceback))
+
+
+def isolation(client: SyncClient) -> None:
+    """What untrusted code tries, and what stops it."""
+    with step("Nothing survives a call"):
+        client.run_python("import builtins\nbuiltins.secret = 'left by call 1'")
+        answer = client.run_python("import builtins\nresult = getattr(builtins, 'secret', None)")
+        show("call 2 sees", answer.result)
+        expect("the state of call 1 is invisible to call 2", holds=answer.result is None)
+    with step("No host files, no sockets"):
+        for what, code in {
+            "read /etc/passwd": "open('/etc/passwd').read()",
+            "open a socket": "import socket\nsocket.create_connection(('127.0.0.1', 22), 1)",
+        }.items():
+            answer = client.run_python(code)
+            show(what, answer.error.traceback.strip().splitlines()[-1] if answer.error else "it worked!")
+            expect(f"to {what} fails", holds=answer.error is not None)
+    with step("An endless loop is stopped by its limit"):
+        answer = client.run_python("while True: pass", timeout_ms=500)
+        show("outcome", f"{answer.outcome.name}: {answer.message}")
+        expect("it ended with TIMEOUT", holds=answer.outcome.name == "TIMEOUT")
+    with step("A memory bomb is stopped by its limit"):
+        answer = client.run_python("x = []\nwhile True: x.append(bytearray(1 << 20))", memory_mb=128)
+        show("outcome", f"{answer.outcome.name}: {answer.message}")
+        expect("it ended by its memory limit", holds=answer.outcome.name in {"MEMORY_EXCEEDED", "TOOL_ERROR"})
+    with step("And the next call is as good as new"):
+        expect("print(6*7) says 42", holds=client.run_python("print(6*7)").stdout.strip() == "42")
+
+
+def refused(address: str) -> None:
+    """A call with a token that the server does not know."""
+    with step("A wrong token is refused"), SyncClient(address, token="not-the-token") as stranger:  # noqa: S106
+        try:
+            stranger.run_python("print('hello')")
+        except ClawboxError as error:
+            show("refused", f"{error.code}, {error.reason}: {error}")
+            expect("the reason is TOKEN_INVALID", holds=error.reason == "TOKEN_INVALID")
+        else:
+            expect("the call is refused", holds=False)
+
+
+def main() -> None:
+    """Run the demo."""
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="clawbox-demo-") as folder:
+        home = Path(folder, "clawbox")
+        with contextlib.ExitStack() as stack:
+            with step("Start a server on a free port"):
+                address, token = stack.enter_context(server(home))
+                show("address", address)
+            with SyncClient(address, token=token) as client:
+                interpreters(client)
+                isolation(client)
+            refused(address)
+            with step("Stop the server and remove its folder"):
+                stack.close()
+        if failures:
+            raise SystemExit(f"{len(failures)} of the demo's promises did not hold: " + "; ".join(failures))
+    console.print(f"\nAll of this took [bold]{time.perf_counter() - began:.1f} s[/]. Yours next: [bold].venv/bin/clawbox init[/]")
+
+
+if __name__ == "__main__":
+    main()
