@@ -1,0 +1,1 @@
+"""Tools in WebAssembly: the catalog of what there is, the pool that runs it, the workers it runs in."""
