@@ -19,6 +19,42 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _ExecutionPolicy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ExecutionPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExecutionPolicy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EXECUTION_POLICY_UNSPECIFIED: _ExecutionPolicy.ValueType  # 0
+    """The template's or the server's default: a container."""
+    EXECUTION_POLICY_WASM_ONLY: _ExecutionPolicy.ValueType  # 1
+    """No container: only tools, each call in a WebAssembly sandbox of its own. For agents; Spawn refuses it
+    with INVALID_ARGUMENT.
+    """
+    EXECUTION_POLICY_CONTAINER: _ExecutionPolicy.ValueType  # 2
+    """A hardened container without a network card, whose egress sidecar is the only way out."""
+    EXECUTION_POLICY_CONTAINER_DIRECT: _ExecutionPolicy.ValueType  # 3
+    """A hardened container on the operator's Docker network, past the sidecar: no rules, no credentials, no
+    egress audit. PERMISSION_DENIED unless `container_policy.allowed_policies` lists it.
+    """
+
+class ExecutionPolicy(_ExecutionPolicy, metaclass=_ExecutionPolicyEnumTypeWrapper):
+    """What kind of sandbox something runs in."""
+
+EXECUTION_POLICY_UNSPECIFIED: ExecutionPolicy.ValueType  # 0
+"""The template's or the server's default: a container."""
+EXECUTION_POLICY_WASM_ONLY: ExecutionPolicy.ValueType  # 1
+"""No container: only tools, each call in a WebAssembly sandbox of its own. For agents; Spawn refuses it
+with INVALID_ARGUMENT.
+"""
+EXECUTION_POLICY_CONTAINER: ExecutionPolicy.ValueType  # 2
+"""A hardened container without a network card, whose egress sidecar is the only way out."""
+EXECUTION_POLICY_CONTAINER_DIRECT: ExecutionPolicy.ValueType  # 3
+"""A hardened container on the operator's Docker network, past the sidecar: no rules, no credentials, no
+egress audit. PERMISSION_DENIED unless `container_policy.allowed_policies` lists it.
+"""
+Global___ExecutionPolicy: _TypeAlias = ExecutionPolicy  # noqa: Y015
+
 class _TlsMode:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -156,7 +192,8 @@ class NetworkRule(_message.Message):
     ON_SHAPE_FIELD_NUMBER: _builtins.int
     host: _builtins.str
     """An exact host name in lower case (punycode for international names), `*.suffix` for every name
-    below a suffix (never the suffix itself and never `evilsuffix`), or a literal IP address.
+    below a suffix (never the suffix itself and never `evilsuffix`), or a literal IP address. A bare `*`
+    is INVALID_ARGUMENT unless the operator's own policy has it.
     """
     tls_mode: Global___TlsMode.ValueType
     """How TLS connections to this host are carried."""

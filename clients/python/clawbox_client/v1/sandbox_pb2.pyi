@@ -989,30 +989,6 @@ class GetToolRequest(_message.Message):
 Global___GetToolRequest: _TypeAlias = GetToolRequest  # noqa: Y015
 
 @_typing.final
-class GetToolResponse(_message.Message):
-    """One tool."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    TOOL_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def tool(self) -> Global___Tool:
-        """The tool."""
-
-    def __init__(
-        self,
-        *,
-        tool: Global___Tool | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["tool", b"tool"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["tool", b"tool"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___GetToolResponse: _TypeAlias = GetToolResponse  # noqa: Y015
-
-@_typing.final
 class RegisterToolRequest(_message.Message):
     """A manifest for a tool whose module is there."""
 
@@ -1147,30 +1123,6 @@ class UploadToolStart(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__published) -> _WhichOneofReturnType__published | None: ...
 
 Global___UploadToolStart: _TypeAlias = UploadToolStart  # noqa: Y015
-
-@_typing.final
-class UploadToolResponse(_message.Message):
-    """The tool that was uploaded."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    TOOL_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def tool(self) -> Global___Tool:
-        """The tool, ready to run."""
-
-    def __init__(
-        self,
-        *,
-        tool: Global___Tool | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["tool", b"tool"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["tool", b"tool"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___UploadToolResponse: _TypeAlias = UploadToolResponse  # noqa: Y015
 
 @_typing.final
 class DeleteToolRequest(_message.Message):

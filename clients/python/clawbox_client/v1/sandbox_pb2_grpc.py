@@ -31,8 +31,6 @@ class SandboxStub:
     What untrusted code does is a result (`Outcome`), never an RPC error. RPC errors are for requests
     that could not be run: unknown tool, input that its schema refuses, no permission, overload. Each
     carries a google.rpc.ErrorInfo with a reason; docs/errors.md lists them all.
-
-    buf:lint:ignore SERVICE_SUFFIX — the names of the services are part of the product's contract.
     """
 
     def __init__(self, channel):
@@ -59,7 +57,7 @@ class SandboxStub:
         self.GetTool = channel.unary_unary(
                 '/clawbox.v1.Sandbox/GetTool',
                 request_serializer=clawbox_dot_v1_dot_sandbox__pb2.GetToolRequest.SerializeToString,
-                response_deserializer=clawbox_dot_v1_dot_sandbox__pb2.GetToolResponse.FromString,
+                response_deserializer=clawbox_dot_v1_dot_sandbox__pb2.Tool.FromString,
                 _registered_method=True)
         self.RegisterTool = channel.unary_unary(
                 '/clawbox.v1.Sandbox/RegisterTool',
@@ -69,7 +67,7 @@ class SandboxStub:
         self.UploadTool = channel.stream_unary(
                 '/clawbox.v1.Sandbox/UploadTool',
                 request_serializer=clawbox_dot_v1_dot_sandbox__pb2.UploadToolRequest.SerializeToString,
-                response_deserializer=clawbox_dot_v1_dot_sandbox__pb2.UploadToolResponse.FromString,
+                response_deserializer=clawbox_dot_v1_dot_sandbox__pb2.Tool.FromString,
                 _registered_method=True)
         self.DeleteTool = channel.unary_unary(
                 '/clawbox.v1.Sandbox/DeleteTool',
@@ -89,8 +87,6 @@ class SandboxServicer:
     What untrusted code does is a result (`Outcome`), never an RPC error. RPC errors are for requests
     that could not be run: unknown tool, input that its schema refuses, no permission, overload. Each
     carries a google.rpc.ErrorInfo with a reason; docs/errors.md lists them all.
-
-    buf:lint:ignore SERVICE_SUFFIX — the names of the services are part of the product's contract.
     """
 
     def Execute(self, request, context):
@@ -177,7 +173,7 @@ def add_SandboxServicer_to_server(servicer, server):
             'GetTool': grpc.unary_unary_rpc_method_handler(
                     servicer.GetTool,
                     request_deserializer=clawbox_dot_v1_dot_sandbox__pb2.GetToolRequest.FromString,
-                    response_serializer=clawbox_dot_v1_dot_sandbox__pb2.GetToolResponse.SerializeToString,
+                    response_serializer=clawbox_dot_v1_dot_sandbox__pb2.Tool.SerializeToString,
             ),
             'RegisterTool': grpc.unary_unary_rpc_method_handler(
                     servicer.RegisterTool,
@@ -187,7 +183,7 @@ def add_SandboxServicer_to_server(servicer, server):
             'UploadTool': grpc.stream_unary_rpc_method_handler(
                     servicer.UploadTool,
                     request_deserializer=clawbox_dot_v1_dot_sandbox__pb2.UploadToolRequest.FromString,
-                    response_serializer=clawbox_dot_v1_dot_sandbox__pb2.UploadToolResponse.SerializeToString,
+                    response_serializer=clawbox_dot_v1_dot_sandbox__pb2.Tool.SerializeToString,
             ),
             'DeleteTool': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteTool,
@@ -213,8 +209,6 @@ class Sandbox:
     What untrusted code does is a result (`Outcome`), never an RPC error. RPC errors are for requests
     that could not be run: unknown tool, input that its schema refuses, no permission, overload. Each
     carries a google.rpc.ErrorInfo with a reason; docs/errors.md lists them all.
-
-    buf:lint:ignore SERVICE_SUFFIX — the names of the services are part of the product's contract.
     """
 
     @staticmethod
@@ -314,7 +308,7 @@ class Sandbox:
             target,
             '/clawbox.v1.Sandbox/GetTool',
             clawbox_dot_v1_dot_sandbox__pb2.GetToolRequest.SerializeToString,
-            clawbox_dot_v1_dot_sandbox__pb2.GetToolResponse.FromString,
+            clawbox_dot_v1_dot_sandbox__pb2.Tool.FromString,
             options,
             channel_credentials,
             insecure,
@@ -368,7 +362,7 @@ class Sandbox:
             target,
             '/clawbox.v1.Sandbox/UploadTool',
             clawbox_dot_v1_dot_sandbox__pb2.UploadToolRequest.SerializeToString,
-            clawbox_dot_v1_dot_sandbox__pb2.UploadToolResponse.FromString,
+            clawbox_dot_v1_dot_sandbox__pb2.Tool.FromString,
             options,
             channel_credentials,
             insecure,

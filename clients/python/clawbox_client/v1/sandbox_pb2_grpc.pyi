@@ -32,8 +32,6 @@ class SandboxStub:
     What untrusted code does is a result (`Outcome`), never an RPC error. RPC errors are for requests
     that could not be run: unknown tool, input that its schema refuses, no permission, overload. Each
     carries a google.rpc.ErrorInfo with a reason; docs/errors.md lists them all.
-
-    buf:lint:ignore SERVICE_SUFFIX — the names of the services are part of the product's contract.
     """
 
     @_typing.overload
@@ -51,13 +49,13 @@ class SandboxStub:
     """
     ListTools: _grpc.UnaryUnaryMultiCallable[_sandbox_pb2.ListToolsRequest, _sandbox_pb2.ListToolsResponse]
     """Lists the tools that the caller may run, by name. Scope: `sandbox:read` or `sandbox:execute`."""
-    GetTool: _grpc.UnaryUnaryMultiCallable[_sandbox_pb2.GetToolRequest, _sandbox_pb2.GetToolResponse]
+    GetTool: _grpc.UnaryUnaryMultiCallable[_sandbox_pb2.GetToolRequest, _sandbox_pb2.Tool]
     """Returns one tool. Scope: `sandbox:read` or `sandbox:execute`."""
     RegisterTool: _grpc.UnaryUnaryMultiCallable[_sandbox_pb2.RegisterToolRequest, _sandbox_pb2.RegisterToolResponse]
     """Sets the manifest of a tool whose module is already there. Scope: `sandbox:write`; only the
     tool's owner or an administrator may change it.
     """
-    UploadTool: _grpc.StreamUnaryMultiCallable[_sandbox_pb2.UploadToolRequest, _sandbox_pb2.UploadToolResponse]
+    UploadTool: _grpc.StreamUnaryMultiCallable[_sandbox_pb2.UploadToolRequest, _sandbox_pb2.Tool]
     """Uploads a module or component and, optionally, its manifest: first message `start`, then the
     bytes in chunks. The tool is compiled before the call returns and is either wholly there
     afterwards or not at all. Scope: `sandbox:write`.
@@ -76,8 +74,6 @@ class SandboxAsyncStub(SandboxStub):
     What untrusted code does is a result (`Outcome`), never an RPC error. RPC errors are for requests
     that could not be run: unknown tool, input that its schema refuses, no permission, overload. Each
     carries a google.rpc.ErrorInfo with a reason; docs/errors.md lists them all.
-
-    buf:lint:ignore SERVICE_SUFFIX — the names of the services are part of the product's contract.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -92,13 +88,13 @@ class SandboxAsyncStub(SandboxStub):
     """
     ListTools: _aio.UnaryUnaryMultiCallable[_sandbox_pb2.ListToolsRequest, _sandbox_pb2.ListToolsResponse]  # type: ignore[assignment]
     """Lists the tools that the caller may run, by name. Scope: `sandbox:read` or `sandbox:execute`."""
-    GetTool: _aio.UnaryUnaryMultiCallable[_sandbox_pb2.GetToolRequest, _sandbox_pb2.GetToolResponse]  # type: ignore[assignment]
+    GetTool: _aio.UnaryUnaryMultiCallable[_sandbox_pb2.GetToolRequest, _sandbox_pb2.Tool]  # type: ignore[assignment]
     """Returns one tool. Scope: `sandbox:read` or `sandbox:execute`."""
     RegisterTool: _aio.UnaryUnaryMultiCallable[_sandbox_pb2.RegisterToolRequest, _sandbox_pb2.RegisterToolResponse]  # type: ignore[assignment]
     """Sets the manifest of a tool whose module is already there. Scope: `sandbox:write`; only the
     tool's owner or an administrator may change it.
     """
-    UploadTool: _aio.StreamUnaryMultiCallable[_sandbox_pb2.UploadToolRequest, _sandbox_pb2.UploadToolResponse]  # type: ignore[assignment]
+    UploadTool: _aio.StreamUnaryMultiCallable[_sandbox_pb2.UploadToolRequest, _sandbox_pb2.Tool]  # type: ignore[assignment]
     """Uploads a module or component and, optionally, its manifest: first message `start`, then the
     bytes in chunks. The tool is compiled before the call returns and is either wholly there
     afterwards or not at all. Scope: `sandbox:write`.
@@ -116,8 +112,6 @@ class SandboxServicer(metaclass=_abc_1.ABCMeta):
     What untrusted code does is a result (`Outcome`), never an RPC error. RPC errors are for requests
     that could not be run: unknown tool, input that its schema refuses, no permission, overload. Each
     carries a google.rpc.ErrorInfo with a reason; docs/errors.md lists them all.
-
-    buf:lint:ignore SERVICE_SUFFIX — the names of the services are part of the product's contract.
     """
 
     @_abc_1.abstractmethod
@@ -154,7 +148,7 @@ class SandboxServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _sandbox_pb2.GetToolRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_sandbox_pb2.GetToolResponse, _abc.Awaitable[_sandbox_pb2.GetToolResponse]]:
+    ) -> _typing.Union[_sandbox_pb2.Tool, _abc.Awaitable[_sandbox_pb2.Tool]]:
         """Returns one tool. Scope: `sandbox:read` or `sandbox:execute`."""
 
     @_abc_1.abstractmethod
@@ -172,7 +166,7 @@ class SandboxServicer(metaclass=_abc_1.ABCMeta):
         self,
         request_iterator: _MaybeAsyncIterator[_sandbox_pb2.UploadToolRequest],
         context: _ServicerContext,
-    ) -> _typing.Union[_sandbox_pb2.UploadToolResponse, _abc.Awaitable[_sandbox_pb2.UploadToolResponse]]:
+    ) -> _typing.Union[_sandbox_pb2.Tool, _abc.Awaitable[_sandbox_pb2.Tool]]:
         """Uploads a module or component and, optionally, its manifest: first message `start`, then the
         bytes in chunks. The tool is compiled before the call returns and is either wholly there
         afterwards or not at all. Scope: `sandbox:write`.

@@ -27,7 +27,7 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x63lawbox/v1/system.proto\x12\nclawbox.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n\x10GetStatusRequest\"\xb0\x03\n\x11GetStatusResponse\x12\x16\n\x06status\x18\x01 \x01(\tR\x06status\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12\x39\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tstartTime\x12\x31\n\x06uptime\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationR\x06uptime\x12\x35\n\ncomponents\x18\x05 \x03(\x0b\x32\x15.clawbox.v1.ComponentR\ncomponents\x12+\n\x11\x61\x63tive_containers\x18\x06 \x01(\rR\x10\x61\x63tiveContainers\x12-\n\x12running_executions\x18\x07 \x01(\rR\x11runningExecutions\x12+\n\x11queued_executions\x18\x08 \x01(\rR\x10queuedExecutions\x12;\n\x0c\x65nforcements\x18\t \x03(\x0b\x32\x17.clawbox.v1.EnforcementR\x0c\x65nforcements\"i\n\tComponent\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x30\n\x05state\x18\x02 \x01(\x0e\x32\x1a.clawbox.v1.ComponentStateR\x05state\x12\x16\n\x06\x64\x65tail\x18\x03 \x01(\tR\x06\x64\x65tail\"T\n\x0b\x45nforcement\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x19\n\x08in_force\x18\x02 \x01(\x08R\x07inForce\x12\x16\n\x06\x64\x65tail\x18\x03 \x01(\tR\x06\x64\x65tail\"h\n\x11WatchAuditRequest\x12*\n\x0e\x61\x66ter_sequence\x18\x01 \x01(\x04H\x00R\rafterSequence\x88\x01\x01\x12\x14\n\x05kinds\x18\x02 \x03(\tR\x05kindsB\x11\n\x0f_after_sequence\"<\n\x12WatchAuditResponse\x12&\n\x03row\x18\x01 \x01(\x0b\x32\x14.clawbox.v1.AuditRowR\x03row\"\xf4\x01\n\x08\x41uditRow\x12\x1a\n\x08sequence\x18\x01 \x01(\x04R\x08sequence\x12.\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04time\x12\x12\n\x04kind\x18\x03 \x01(\tR\x04kind\x12\x1c\n\tprincipal\x18\x04 \x01(\tR\tprincipal\x12\x1d\n\nrequest_id\x18\x05 \x01(\tR\trequestId\x12\x1a\n\x08\x64\x65\x63ision\x18\x06 \x01(\tR\x08\x64\x65\x63ision\x12/\n\x06\x66ields\x18\x07 \x01(\x0b\x32\x17.google.protobuf.StructR\x06\x66ields*\x9f\x01\n\x0e\x43omponentState\x12\x1f\n\x1b\x43OMPONENT_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x43OMPONENT_STATE_OK\x10\x01\x12\x1c\n\x18\x43OMPONENT_STATE_DEGRADED\x10\x02\x12\x18\n\x14\x43OMPONENT_STATE_DOWN\x10\x03\x12\x1c\n\x18\x43OMPONENT_STATE_DISABLED\x10\x04\x32\xa1\x01\n\x06System\x12H\n\tGetStatus\x12\x1c.clawbox.v1.GetStatusRequest\x1a\x1d.clawbox.v1.GetStatusResponse\x12M\n\nWatchAudit\x12\x1d.clawbox.v1.WatchAuditRequest\x1a\x1e.clawbox.v1.WatchAuditResponse0\x01\x42N\n\x0e\x64\x65v.clawbox.v1P\x01Z:github.com/clawbox/clawbox/clients/go/clawbox/v1;clawboxv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x63lawbox/v1/system.proto\x12\nclawbox.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n\x10GetStatusRequest\"\xdd\x03\n\x11GetStatusResponse\x12\x16\n\x06status\x18\x01 \x01(\tR\x06status\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12\x39\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tstartTime\x12\x31\n\x06uptime\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationR\x06uptime\x12\x35\n\ncomponents\x18\x05 \x03(\x0b\x32\x15.clawbox.v1.ComponentR\ncomponents\x12+\n\x11\x61\x63tive_containers\x18\x06 \x01(\rR\x10\x61\x63tiveContainers\x12-\n\x12running_executions\x18\x07 \x01(\rR\x11runningExecutions\x12+\n\x11queued_executions\x18\x08 \x01(\rR\x10queuedExecutions\x12;\n\x0c\x65nforcements\x18\t \x03(\x0b\x32\x17.clawbox.v1.EnforcementR\x0c\x65nforcements\x12+\n\x11\x63ontainer_runtime\x18\n \x01(\tR\x10\x63ontainerRuntime\"i\n\tComponent\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x30\n\x05state\x18\x02 \x01(\x0e\x32\x1a.clawbox.v1.ComponentStateR\x05state\x12\x16\n\x06\x64\x65tail\x18\x03 \x01(\tR\x06\x64\x65tail\"T\n\x0b\x45nforcement\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x19\n\x08in_force\x18\x02 \x01(\x08R\x07inForce\x12\x16\n\x06\x64\x65tail\x18\x03 \x01(\tR\x06\x64\x65tail\"h\n\x11WatchAuditRequest\x12*\n\x0e\x61\x66ter_sequence\x18\x01 \x01(\x04H\x00R\rafterSequence\x88\x01\x01\x12\x14\n\x05kinds\x18\x02 \x03(\tR\x05kindsB\x11\n\x0f_after_sequence\"<\n\x12WatchAuditResponse\x12&\n\x03row\x18\x01 \x01(\x0b\x32\x14.clawbox.v1.AuditRowR\x03row\"\xf4\x01\n\x08\x41uditRow\x12\x1a\n\x08sequence\x18\x01 \x01(\x04R\x08sequence\x12.\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04time\x12\x12\n\x04kind\x18\x03 \x01(\tR\x04kind\x12\x1c\n\tprincipal\x18\x04 \x01(\tR\tprincipal\x12\x1d\n\nrequest_id\x18\x05 \x01(\tR\trequestId\x12\x1a\n\x08\x64\x65\x63ision\x18\x06 \x01(\tR\x08\x64\x65\x63ision\x12/\n\x06\x66ields\x18\x07 \x01(\x0b\x32\x17.google.protobuf.StructR\x06\x66ields*\x9f\x01\n\x0e\x43omponentState\x12\x1f\n\x1b\x43OMPONENT_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x43OMPONENT_STATE_OK\x10\x01\x12\x1c\n\x18\x43OMPONENT_STATE_DEGRADED\x10\x02\x12\x18\n\x14\x43OMPONENT_STATE_DOWN\x10\x03\x12\x1c\n\x18\x43OMPONENT_STATE_DISABLED\x10\x04\x32\xa1\x01\n\x06System\x12H\n\tGetStatus\x12\x1c.clawbox.v1.GetStatusRequest\x1a\x1d.clawbox.v1.GetStatusResponse\x12M\n\nWatchAudit\x12\x1d.clawbox.v1.WatchAuditRequest\x1a\x1e.clawbox.v1.WatchAuditResponse0\x01\x42N\n\x0e\x64\x65v.clawbox.v1P\x01Z:github.com/clawbox/clawbox/clients/go/clawbox/v1;clawboxv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,22 +35,22 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'clawbox.v1.system_pb2', _gl
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\016dev.clawbox.v1P\001Z:github.com/clawbox/clawbox/clients/go/clawbox/v1;clawboxv1'
-  _globals['_COMPONENTSTATE']._serialized_start=1198
-  _globals['_COMPONENTSTATE']._serialized_end=1357
+  _globals['_COMPONENTSTATE']._serialized_start=1243
+  _globals['_COMPONENTSTATE']._serialized_end=1402
   _globals['_GETSTATUSREQUEST']._serialized_start=134
   _globals['_GETSTATUSREQUEST']._serialized_end=152
   _globals['_GETSTATUSRESPONSE']._serialized_start=155
-  _globals['_GETSTATUSRESPONSE']._serialized_end=587
-  _globals['_COMPONENT']._serialized_start=589
-  _globals['_COMPONENT']._serialized_end=694
-  _globals['_ENFORCEMENT']._serialized_start=696
-  _globals['_ENFORCEMENT']._serialized_end=780
-  _globals['_WATCHAUDITREQUEST']._serialized_start=782
-  _globals['_WATCHAUDITREQUEST']._serialized_end=886
-  _globals['_WATCHAUDITRESPONSE']._serialized_start=888
-  _globals['_WATCHAUDITRESPONSE']._serialized_end=948
-  _globals['_AUDITROW']._serialized_start=951
-  _globals['_AUDITROW']._serialized_end=1195
-  _globals['_SYSTEM']._serialized_start=1360
-  _globals['_SYSTEM']._serialized_end=1521
+  _globals['_GETSTATUSRESPONSE']._serialized_end=632
+  _globals['_COMPONENT']._serialized_start=634
+  _globals['_COMPONENT']._serialized_end=739
+  _globals['_ENFORCEMENT']._serialized_start=741
+  _globals['_ENFORCEMENT']._serialized_end=825
+  _globals['_WATCHAUDITREQUEST']._serialized_start=827
+  _globals['_WATCHAUDITREQUEST']._serialized_end=931
+  _globals['_WATCHAUDITRESPONSE']._serialized_start=933
+  _globals['_WATCHAUDITRESPONSE']._serialized_end=993
+  _globals['_AUDITROW']._serialized_start=996
+  _globals['_AUDITROW']._serialized_end=1240
+  _globals['_SYSTEM']._serialized_start=1405
+  _globals['_SYSTEM']._serialized_end=1566
 # @@protoc_insertion_point(module_scope)

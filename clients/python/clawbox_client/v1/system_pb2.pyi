@@ -86,6 +86,7 @@ class GetStatusResponse(_message.Message):
     RUNNING_EXECUTIONS_FIELD_NUMBER: _builtins.int
     QUEUED_EXECUTIONS_FIELD_NUMBER: _builtins.int
     ENFORCEMENTS_FIELD_NUMBER: _builtins.int
+    CONTAINER_RUNTIME_FIELD_NUMBER: _builtins.int
     status: _builtins.str
     """`ok`, or `degraded` when a component is not."""
     version: _builtins.str
@@ -96,9 +97,11 @@ class GetStatusResponse(_message.Message):
     """Runs of tools now."""
     queued_executions: _builtins.int
     """Runs of tools that wait for a place now."""
+    container_runtime: _builtins.str
+    """The container runtime in force: `runc`, `runsc`, `kata`. Empty when the server has no containers."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """Since when it runs."""
+        """When it began to run."""
 
     @_builtins.property
     def uptime(self) -> _duration_pb2.Duration:
@@ -124,10 +127,11 @@ class GetStatusResponse(_message.Message):
         running_executions: _builtins.int = ...,
         queued_executions: _builtins.int = ...,
         enforcements: _abc.Iterable[Global___Enforcement] | None = ...,
+        container_runtime: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time", "uptime", b"uptime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_containers", b"active_containers", "components", b"components", "enforcements", b"enforcements", "queued_executions", b"queued_executions", "running_executions", b"running_executions", "start_time", b"start_time", "status", b"status", "uptime", b"uptime", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_containers", b"active_containers", "components", b"components", "container_runtime", b"container_runtime", "enforcements", b"enforcements", "queued_executions", b"queued_executions", "running_executions", b"running_executions", "start_time", b"start_time", "status", b"status", "uptime", b"uptime", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -28,7 +28,7 @@ if _version_not_supported:
 class SystemStub:
     """Tells what this server is and what happens on it.
 
-    buf:lint:ignore SERVICE_SUFFIX — the names of the services are part of the product's contract.
+    Whether a server is there at all is asked of grpc.health.v1.Health, which needs no token.
     """
 
     def __init__(self, channel):
@@ -52,7 +52,7 @@ class SystemStub:
 class SystemServicer:
     """Tells what this server is and what happens on it.
 
-    buf:lint:ignore SERVICE_SUFFIX — the names of the services are part of the product's contract.
+    Whether a server is there at all is asked of grpc.health.v1.Health, which needs no token.
     """
 
     def GetStatus(self, request, context):
@@ -64,7 +64,8 @@ class SystemServicer:
 
     def WatchAudit(self, request, context):
         """Streams audit rows as they are written. A principal without `*` gets only the rows that it owns. A reader
-        that is too slow is cut with RESOURCE_EXHAUSTED and resumes with `after_sequence`. Scope: `audit:read`.
+        that is too slow is cut with RESOURCE_EXHAUSTED (SLOW_READER) and resumes with `after_sequence`; a server
+        that stops ends the stream with UNAVAILABLE (SHUTTING_DOWN). Scope: `audit:read`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -94,7 +95,7 @@ def add_SystemServicer_to_server(servicer, server):
 class System:
     """Tells what this server is and what happens on it.
 
-    buf:lint:ignore SERVICE_SUFFIX — the names of the services are part of the product's contract.
+    Whether a server is there at all is asked of grpc.health.v1.Health, which needs no token.
     """
 
     @staticmethod

@@ -29,7 +29,7 @@ GRPC_VERSION: str
 class SystemStub:
     """Tells what this server is and what happens on it.
 
-    buf:lint:ignore SERVICE_SUFFIX — the names of the services are part of the product's contract.
+    Whether a server is there at all is asked of grpc.health.v1.Health, which needs no token.
     """
 
     @_typing.overload
@@ -40,14 +40,15 @@ class SystemStub:
     """Returns the version, how each component does and what this server can enforce. Scope: `system:read`."""
     WatchAudit: _grpc.UnaryStreamMultiCallable[_system_pb2.WatchAuditRequest, _system_pb2.WatchAuditResponse]
     """Streams audit rows as they are written. A principal without `*` gets only the rows that it owns. A reader
-    that is too slow is cut with RESOURCE_EXHAUSTED and resumes with `after_sequence`. Scope: `audit:read`.
+    that is too slow is cut with RESOURCE_EXHAUSTED (SLOW_READER) and resumes with `after_sequence`; a server
+    that stops ends the stream with UNAVAILABLE (SHUTTING_DOWN). Scope: `audit:read`.
     """
 
 @_typing.type_check_only
 class SystemAsyncStub(SystemStub):
     """Tells what this server is and what happens on it.
 
-    buf:lint:ignore SERVICE_SUFFIX — the names of the services are part of the product's contract.
+    Whether a server is there at all is asked of grpc.health.v1.Health, which needs no token.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -55,13 +56,14 @@ class SystemAsyncStub(SystemStub):
     """Returns the version, how each component does and what this server can enforce. Scope: `system:read`."""
     WatchAudit: _aio.UnaryStreamMultiCallable[_system_pb2.WatchAuditRequest, _system_pb2.WatchAuditResponse]  # type: ignore[assignment]
     """Streams audit rows as they are written. A principal without `*` gets only the rows that it owns. A reader
-    that is too slow is cut with RESOURCE_EXHAUSTED and resumes with `after_sequence`. Scope: `audit:read`.
+    that is too slow is cut with RESOURCE_EXHAUSTED (SLOW_READER) and resumes with `after_sequence`; a server
+    that stops ends the stream with UNAVAILABLE (SHUTTING_DOWN). Scope: `audit:read`.
     """
 
 class SystemServicer(metaclass=_abc_1.ABCMeta):
     """Tells what this server is and what happens on it.
 
-    buf:lint:ignore SERVICE_SUFFIX — the names of the services are part of the product's contract.
+    Whether a server is there at all is asked of grpc.health.v1.Health, which needs no token.
     """
 
     @_abc_1.abstractmethod
@@ -79,7 +81,8 @@ class SystemServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_system_pb2.WatchAuditResponse], _abc.AsyncIterator[_system_pb2.WatchAuditResponse]]:
         """Streams audit rows as they are written. A principal without `*` gets only the rows that it owns. A reader
-        that is too slow is cut with RESOURCE_EXHAUSTED and resumes with `after_sequence`. Scope: `audit:read`.
+        that is too slow is cut with RESOURCE_EXHAUSTED (SLOW_READER) and resumes with `after_sequence`; a server
+        that stops ends the stream with UNAVAILABLE (SHUTTING_DOWN). Scope: `audit:read`.
         """
 
 def add_SystemServicer_to_server(servicer: SystemServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
