@@ -3,32 +3,34 @@
 ``Config.load(path)`` gives the whole; each part of the program gets only its section.
 """
 
-from clawbox.config.fields import SCOPES
-from clawbox.config.model import (
-    AuditSettings,
-    AuthSettings,
-    ChildrenSettings,
-    Config,
+from clawbox.config.containers import (
     ContainerPolicySettings,
     ContainersSettings,
-    CredentialsSettings,
-    EgressSettings,
     ImagesSettings,
     ImageTemplate,
-    LoggingSettings,
-    MetricsSettings,
-    NetworkEntry,
-    NetworkRuleTable,
+    TemplateResources,
+)
+from clawbox.config.fields import SCOPES, Scope
+from clawbox.config.model import Config
+from clawbox.config.problems import ConfigError, Problem
+from clawbox.config.running import (
+    CredentialsSettings,
+    EgressSettings,
     ProxySettings,
     SandboxSettings,
-    ServerSettings,
-    StateSettings,
-    TemplateResources,
-    TokenSettings,
     ToolPolicySettings,
     ToolsSettings,
 )
-from clawbox.config.problems import ConfigError, Problem
+from clawbox.config.serving import (
+    AuditSettings,
+    AuthSettings,
+    ChildrenSettings,
+    LoggingSettings,
+    MetricsSettings,
+    ServerSettings,
+    StateSettings,
+    TokenSettings,
+)
 
 __all__ = [
     "SCOPES",
@@ -45,11 +47,10 @@ __all__ = [
     "ImagesSettings",
     "LoggingSettings",
     "MetricsSettings",
-    "NetworkEntry",
-    "NetworkRuleTable",
     "Problem",
     "ProxySettings",
     "SandboxSettings",
+    "Scope",
     "ServerSettings",
     "StateSettings",
     "TemplateResources",

@@ -9,13 +9,28 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, StringConstraints, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    SecretStr,
+    StringConstraints,
+    ValidationInfo,
+)
+from pydantic_core import PydanticCustomError
 
-SCOPES = (
+from clawbox.network_rules import NetworkRule, RuleError
+
+Scope = Literal[
     "sandbox:read",
     "sandbox:execute",
     "sandbox:write",
@@ -26,13 +41,27 @@ SCOPES = (
     "system:read",
     "audit:read",
     "*",
-)
-"""Every scope that a token can have; ``*`` is the administrator's, and includes the others."""
+]
+"""What a token may do; ``*`` is the administrator's, and includes the others."""
+
+SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 _LARGEST = 2**53
 """Far above any sensible setting, and exact in every language's numbers."""
 
 _TOKEN = re.compile(r"[A-Za-z0-9\-._~+/]+=*", re.ASCII)
+
+
+class Settings(BaseModel):
+    """What all sections share: frozen, no unknown keys, defaults checked like values."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        hide_input_in_errors=True,
+        use_attribute_docstrings=True,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +111,20 @@ def _is_token(value: SecretStr) -> SecretStr:
 def _is_network(value: str) -> str:
     ipaddress.ip_network(value)
     return value
+
+
+def _rule(value: object) -> NetworkRule:
+    """A bare ``*`` is accepted: whoever writes the settings is the operator, and has opted in by name."""
+    try:
+        return NetworkRule.parse(value, any_host=True)
+    except RuleError as error:
+        raise refuse([(part, "a rule that is not one", text) for part, text in error.problems]) from None
+
+
+def refuse(problems: Sequence[tuple[str, str, str]]) -> PydanticCustomError:
+    """The error of a rule that pydantic does not know: (key relative to the model, found, accepted) each."""
+    text = "; ".join(f"{key}: found {found}; accepted: {accepted}" for key, found, accepted in problems)
+    return PydanticCustomError("clawbox_rule", "{text}", {"text": text, "problems": list(problems)})
 
 
 def is_token(text: str) -> bool:
@@ -141,4 +184,20 @@ Text = Annotated[str, Accepts("text")]
 
 Network = Annotated[
     str, AfterValidator(_is_network), Accepts("a network such as 10.1.0.0/16 or 2001:db8::/32")
+]
+
+Rule = Annotated[
+    NetworkRule,
+    PlainValidator(_rule),
+    PlainSerializer(NetworkRule.to_json),
+    Accepts(
+        'a host such as "api.example.com" or "*.example.com", or a table with host, ports, methods, '
+        "path_prefixes, tls_mode, on_shape"
+    ),
+]
+
+HostAddress = Annotated[
+    str,
+    StringConstraints(min_length=1, pattern=r"^[^\s\[\]/]+\z"),
+    Accepts("an IP address without brackets, or a host name"),
 ]
