@@ -58,7 +58,7 @@ _STRICTNESS = {ShapeAction.BLOCK: 2, ShapeAction.REDACT: 1, ShapeAction.REPORT: 
 class RuleError(ValueError):
     """A rule that is not one.
 
-    ``problems`` are pairs of the part (``host``, ``ports[1]``, empty for the whole) and what is wrong with it.
+    ``problems`` are pairs of the part (``host``, ``ports[1]``, or empty for the whole) and what is wrong.
     """
 
     def __init__(self, problems: Sequence[tuple[str, str]]) -> None:
@@ -148,9 +148,9 @@ def covers(outer: NetworkRule | Iterable[NetworkRule], inner: NetworkRule) -> bo
     """Whether every request that ``inner`` allows is allowed by ``outer``, a rule or the union of several.
 
     Exact for unions too: names below a suffix, methods and paths below a prefix are infinitely many, so a
-    finite union holds them all only when one of its rules does; ports, listed methods and prefixes are looked
-    at one by one. An intercepted connection is less than a tunnelled one. An ``on_shape`` that is left out has no
-    opinion; one that is named must not be laxer than what the outer rule names.
+    finite union holds them all only when one of its rules does; ports, listed methods and prefixes are
+    looked at one by one. An intercepted connection is less than a tunnelled one. An ``on_shape`` left out
+    has no opinion; one that is named must not be laxer than what the outer rule names.
     """
     rules = (outer,) if isinstance(outer, NetworkRule) else outer
     candidates = [

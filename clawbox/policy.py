@@ -1,9 +1,9 @@
 """Narrowing: what one run of a tool may reach and use. Pure decisions, no I/O.
 
 A grant is request ∩ manifest ∩ principal ∩ owner ∩ server. A *request* that asks for more than any of the
-others allows is refused with an error that names the field and the entry; nothing is cut from it silently. What
-a *manifest* asks beyond its owner and the server is never granted, and :func:`manifest_excess` says what that
-is: registration over the API is refused for it, a file in the tool folder loads with warnings.
+others allows is refused with an error that names the field and the entry; nothing is cut from it silently.
+What a *manifest* asks beyond its owner and the server is never granted, and :func:`manifest_excess` says what
+that is: registration over the API is refused for it, a file in the tool folder loads with warnings.
 """
 
 from __future__ import annotations
@@ -237,8 +237,9 @@ def narrow_tool(
     """What one run gets.
 
     Left out: the manifest's network, no credentials, the manifest's and then the server's default limits,
-    each within what principal, owner and server allow. Raises POLICY_DENIED or CREDENTIAL_NOT_ALLOWED when the
-    request asks for more, and INVALID_FIELD when a limit is zero; each names field, entry, and whose limit it is.
+    each within what principal, owner and server allow. Raises POLICY_DENIED or CREDENTIAL_NOT_ALLOWED when
+    the request asks for more, and INVALID_FIELD when a limit is zero; each names the field, the entry and
+    whose limit it is.
     """
     requested = requested or Requested()
     return ToolGrant(
