@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, NamedTuple, get_args
 
 from pydantic import (
     AfterValidator,
@@ -45,6 +45,11 @@ Scope = Literal[
 """What a token may do; ``*`` is the administrator's, and includes the others."""
 
 SCOPES: tuple[Scope, ...] = get_args(Scope)
+
+_RULE_WORDS = (
+    'a host such as "api.example.com" or "*.example.com", or a table with host and any of ports, methods, '
+    "path_prefixes, tls_mode, on_shape"
+)
 
 _LARGEST = 2**53
 """Far above any sensible setting, and exact in every language's numbers."""
@@ -118,13 +123,25 @@ def _rule(value: object) -> NetworkRule:
     try:
         return NetworkRule.parse(value, any_host=True)
     except RuleError as error:
-        raise refuse([(part, "a rule that is not one", text) for part, text in error.problems]) from None
+        raise refuse(
+            [Fault(part, f"a fault: {text}", _RULE_WORDS) for part, text in error.problems]
+        ) from None
 
 
-def refuse(problems: Sequence[tuple[str, str, str]]) -> PydanticCustomError:
-    """The error of a rule that pydantic does not know: (key relative to the model, found, accepted) each."""
-    text = "; ".join(f"{key}: found {found}; accepted: {accepted}" for key, found, accepted in problems)
-    return PydanticCustomError("clawbox_rule", "{text}", {"text": text, "problems": list(problems)})
+class Fault(NamedTuple):
+    """What is wrong with a value, by a rule of our own. Keys are relative to the model that has the rule."""
+
+    key: str
+    found: str
+    accepted: str
+    reads: tuple[str, ...] = ()
+    """The other keys that the rule looks at: when one of those is wrong itself, the rule says nothing."""
+
+
+def refuse(faults: Sequence[Fault]) -> PydanticCustomError:
+    """The error that a model's rule raises."""
+    text = "; ".join(f"{fault.key}: found {fault.found}; accepted: {fault.accepted}" for fault in faults)
+    return PydanticCustomError("clawbox_rule", "{text}", {"text": text, "faults": tuple(faults)})
 
 
 def is_token(text: str) -> bool:
@@ -190,10 +207,7 @@ Rule = Annotated[
     NetworkRule,
     PlainValidator(_rule),
     PlainSerializer(NetworkRule.to_json),
-    Accepts(
-        'a host such as "api.example.com" or "*.example.com", or a table with host, ports, methods, '
-        "path_prefixes, tls_mode, on_shape"
-    ),
+    Accepts(_RULE_WORDS),
 ]
 
 HostAddress = Annotated[

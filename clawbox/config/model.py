@@ -17,7 +17,7 @@ from typing import Self
 from pydantic import Field, PrivateAttr, model_validator
 
 from clawbox.config.containers import ContainerPolicySettings, ContainersSettings, ImagesSettings
-from clawbox.config.fields import Settings, refuse
+from clawbox.config.fields import Fault, Settings, refuse
 from clawbox.config.running import (
     CredentialsSettings,
     EgressSettings,
@@ -68,7 +68,13 @@ class Config(Settings):
     def _check(self) -> Self:
         server, metrics = self.server, self.metrics
         if server.port == metrics.port != 0 and server.host == metrics.host:
-            raise refuse([("metrics.port", str(metrics.port), "another port than server.port's")])
+            raise refuse(
+                [
+                    Fault(
+                        "metrics.port", str(metrics.port), "another port than server.port's", ("server.port",)
+                    )
+                ]
+            )
         return self
 
     @classmethod

@@ -11,9 +11,9 @@ class Problem:
     """One thing that is wrong. None of the fields ever holds the value of a secret."""
 
     source: str
-    """The file's path, ``environment CLAWBOX_PORT``, or ``command line``."""
+    """The file's path, ``environment CLAWBOX_PORT``, ``command line``, or ``defaults``."""
     key: str
-    """``server.port``, ``auth.tokens[0].sha256``; empty when the whole file is meant."""
+    """``server.port``, ``auth.tokens[0].sha256``; empty when the whole source is meant."""
     found: str
     accepted: str
 

@@ -12,6 +12,7 @@ from clawbox.config.fields import (
     Bytes,
     Count,
     CountOrZero,
+    Fault,
     FilePath,
     Flag,
     Megabytes,
@@ -64,8 +65,10 @@ class SandboxSettings(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        problems = [
-            (f"default_{limit}", str(default), f"at most max_{limit}, which is {most}")
+        faults = [
+            Fault(
+                f"default_{limit}", str(default), f"at most max_{limit}, which is {most}", (f"max_{limit}",)
+            )
             for limit, default, most in (
                 ("fuel", self.default_fuel, self.max_fuel),
                 ("timeout_ms", self.default_timeout_ms, self.max_timeout_ms),
@@ -73,8 +76,8 @@ class SandboxSettings(Settings):
             )
             if default > most
         ]
-        if problems:
-            raise refuse(problems)
+        if faults:
+            raise refuse(faults)
         return self
 
 

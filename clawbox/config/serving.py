@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SecretStr, model_validator
 
 from clawbox.config.fields import (
     Accepts,
     Count,
     CountOrZero,
+    Fault,
     FilePath,
     Flag,
     HostAddress,
@@ -49,6 +50,10 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _text(secret: SecretStr | None) -> str:
+    return "" if secret is None else secret.get_secret_value()
 
 
 class ServerSettings(Settings):
@@ -91,25 +96,28 @@ class ServerSettings(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        problems = []
+        faults = []
         if (self.tls_cert is None) != (self.tls_key is None):
             missing, given = ("tls_key", "tls_cert") if self.tls_key is None else ("tls_cert", "tls_key")
-            problems.append((missing, "none", f"a path, because {given} is set"))
+            faults.append(Fault(missing, "none", f"a path, because {given} is set", ("tls_cert", "tls_key")))
         if self.tls_client_ca is not None and self.tls_cert is None:
-            problems.append(("tls_client_ca", "a path", "none without tls_cert and tls_key"))
-        if not self.insecure:
-            if self.tls_cert is None and not is_loopback(self.host):
-                problems.append(
-                    (
-                        "host",
-                        f'"{self.host}" without TLS',
-                        "a loopback address; or TLS (tls_cert, tls_key); or insecure = true to send tokens in clear",
-                    )
+            faults.append(
+                Fault("tls_client_ca", "a path", "none without tls_cert and tls_key", ("tls_cert",))
+            )
+        if not self.insecure and self.tls_cert is None and not is_loopback(self.host):
+            faults.append(
+                Fault(
+                    "host",
+                    f'"{self.host}" without TLS',
+                    "a loopback address; or tls_cert and tls_key; or insecure = true (tokens in clear)",
+                    ("tls_cert", "insecure"),
                 )
-            if self.auth_token is not None and self.auth_token.get_secret_value() == WELL_KNOWN_TOKEN:
-                problems.append(("auth_token", "the token of the examples", "a token that nobody can guess"))
-        if problems:
-            raise refuse(problems)
+            )
+        if not self.insecure and _text(self.auth_token) == WELL_KNOWN_TOKEN:
+            words = "a token that nobody can guess; or insecure = true"
+            faults.append(Fault("auth_token", "the token of the examples", words, ("insecure",)))
+        if faults:
+            raise refuse(faults)
         return self
 
 
@@ -173,7 +181,16 @@ class ChildrenSettings(Settings):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.uid_first + self.uid_count > _UIDS:
-            raise refuse([("uid_count", str(self.uid_count), f"a range that ends before uid {_UIDS}")])
+            raise refuse(
+                [
+                    Fault(
+                        "uid_count",
+                        str(self.uid_count),
+                        f"a range that ends before uid {_UIDS}",
+                        ("uid_first",),
+                    )
+                ]
+            )
         return self
 
 
@@ -204,18 +221,19 @@ class AuthSettings(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        problems = []
+        faults = []
         names = {ADMIN}
         digests: set[str] = set()
         for index, token in enumerate(self.tokens):
             if token.name in names:
-                problems.append(
-                    (f"tokens[{index}].name", f'"{token.name}"', f"a name of its own, and not {ADMIN}")
-                )
+                words = f"a name of its own, and not {ADMIN}"
+                faults.append(Fault(f"tokens[{index}].name", f'"{token.name}"', words))
             if token.sha256 in digests:
-                problems.append((f"tokens[{index}].sha256", "another token's digest", "a token of its own"))
+                faults.append(
+                    Fault(f"tokens[{index}].sha256", "another token's digest", "a token of its own")
+                )
             names.add(token.name)
             digests.add(token.sha256)
-        if problems:
-            raise refuse(problems)
+        if faults:
+            raise refuse(faults)
         return self
