@@ -1,1 +1,89 @@
-"""The Python client of clawbox."""
+"""The Python client of clawbox: :class:`Client` for asyncio, :class:`SyncClient` for everybody else."""
+
+from clawbox_client.aio import Client, Stream
+from clawbox_client.blocking import SyncClient, SyncStream
+from clawbox_client.connection import DEFAULT_ADDRESS, Tls
+from clawbox_client.errors import (
+    AlreadyExists,
+    Cancelled,
+    ClawboxError,
+    DeadlineExceeded,
+    FailedPrecondition,
+    FieldViolation,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+    Unauthenticated,
+    Unavailable,
+    from_rpc_error,
+)
+from clawbox_client.requests import RunOptions
+from clawbox_client.results import (
+    CodeError,
+    CodeResult,
+    ExecutionEvent,
+    ExecutionMetadata,
+    ExecutionResult,
+    Finding,
+    Json,
+    LogEntry,
+    Outcome,
+    OutcomeError,
+    OutputError,
+    Started,
+    Stderr,
+    Stdout,
+)
+from clawbox_client.system import AuditRow, Component, Enforcement, Health, Status
+from clawbox_client.tools import Registration, ReloadReport, Tool, ToolFailure
+from clawbox_client.v1.capabilities_pb2 import NetworkRule
+
+__all__ = [
+    "DEFAULT_ADDRESS",
+    "AlreadyExists",
+    "AuditRow",
+    "Cancelled",
+    "ClawboxError",
+    "Client",
+    "CodeError",
+    "CodeResult",
+    "Component",
+    "DeadlineExceeded",
+    "Enforcement",
+    "ExecutionEvent",
+    "ExecutionMetadata",
+    "ExecutionResult",
+    "FailedPrecondition",
+    "FieldViolation",
+    "Finding",
+    "Health",
+    "Internal",
+    "InvalidArgument",
+    "Json",
+    "LogEntry",
+    "NetworkRule",
+    "NotFound",
+    "Outcome",
+    "OutcomeError",
+    "OutputError",
+    "PermissionDenied",
+    "Registration",
+    "ReloadReport",
+    "ResourceExhausted",
+    "RunOptions",
+    "Started",
+    "Status",
+    "Stderr",
+    "Stdout",
+    "Stream",
+    "SyncClient",
+    "SyncStream",
+    "Tls",
+    "Tool",
+    "ToolFailure",
+    "Unauthenticated",
+    "Unavailable",
+    "from_rpc_error",
+]

@@ -1,0 +1,343 @@
+"""The asyncio client."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2
+
+from clawbox_client import requests, results, system, tools
+from clawbox_client.channel import authorized_aio, open_aio_channel
+from clawbox_client.connection import (
+    DEFAULT_ADDRESS,
+    DEFAULT_DEADLINE,
+    DEFAULT_MAX_MESSAGE_BYTES,
+    Connection,
+    Tls,
+    TokenSource,
+)
+from clawbox_client.errors import NotFound, from_rpc_error
+from clawbox_client.v1 import sandbox_pb2, sandbox_pb2_grpc, system_pb2, system_pb2_grpc
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import AsyncIterator, Callable, Sequence
+    from types import TracebackType
+
+    from clawbox_client.requests import RunOptions
+
+_Request = TypeVar("_Request")
+_Response = TypeVar("_Response")
+_T = TypeVar("_T")
+
+
+class Stream(Generic[_T]):
+    """What a server sends, as it comes: ``async for event in stream``.
+
+    Leaving the loop early does not end the call at once; leaving ``async with stream:`` does, and so does
+    :meth:`aclose`. Iterating raises ClawboxError.
+    """
+
+    def __init__(self, call: grpc.aio.UnaryStreamCall[Any, Any], read: Callable[[Any], _T | None]) -> None:
+        self._call = call
+        self._read = read
+        self._closed = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> _T:
+        while True:
+            message = grpc.aio.EOF if self._closed else await self._next_message()
+            if message is grpc.aio.EOF:
+                raise StopAsyncIteration
+            event = self._read(message)
+            if event is not None:
+                return event
+
+    async def _next_message(self) -> Any:
+        try:
+            return await self._call.read()
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        except asyncio.CancelledError:
+            # grpc.aio answers the end of a call that was cancelled here in the same words in which a task is
+            # cancelled. Only the latter may travel on.
+            task = asyncio.current_task()
+            if self._closed and not (task and task.cancelling()):
+                return grpc.aio.EOF
+            raise
+
+    async def aclose(self) -> None:
+        """Ends the call; the server stops what it does for it. May be called twice."""
+        self._closed = True
+        self._call.cancel()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+class Client:
+    """A connection to one server, for asyncio. Make it in the event loop that uses it, and close it there.
+
+    ``address``: ``host:port``, ``[IPv6]:port`` or ``unix:/path``. ``token``: the bearer token, or a function
+    that gives it for each call; ``token_file``: a file that holds it. ``tls``: how TLS is done.
+    ``insecure``: plaintext to another machine, which shows the token to everybody on the way.
+    ``deadline``: seconds that a call may take when the call says nothing else; None is for ever.
+    ``watch_audit`` has no deadline unless the call names one.
+
+    Raises ValueError and OSError for arguments that cannot be used; nothing connects before the first call.
+    Every method that calls the server raises a ClawboxError.
+    """
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        token: str | TokenSource | None = None,
+        token_file: str | os.PathLike[str] | None = None,
+        tls: Tls | None = None,
+        insecure: bool = False,
+        deadline: float | None = DEFAULT_DEADLINE,
+        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+    ) -> None:
+        asyncio.get_running_loop()  # a channel belongs to a loop; without one grpc would make its own
+        connection = Connection.make(
+            address,
+            token=token,
+            token_file=token_file,
+            tls=tls,
+            insecure=insecure,
+            max_message_bytes=max_message_bytes,
+        )
+        self.address = address
+        self._deadline = deadline
+        self._channel = open_aio_channel(connection)
+        channel = authorized_aio(self._channel, connection.token)
+        self.sandbox = sandbox_pb2_grpc.SandboxStub(channel)
+        """The generated stub, token included, for what has no method here. It raises grpc's own errors."""
+        self.system = system_pb2_grpc.SystemStub(channel)
+        """The generated stub, token included."""
+        self._check_health: grpc.aio.UnaryUnaryMultiCallable[
+            health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse
+        ] = (
+            # The published stubs of grpc_health leave the method out. It needs no token and gets none.
+            self._channel.unary_unary(
+                "/grpc.health.v1.Health/Check",
+                request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+                response_deserializer=health_pb2.HealthCheckResponse.FromString,
+            )
+        )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.address!r})"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends the connection and every call on it."""
+        await self._channel.close()
+
+    async def execute(
+        self,
+        tool: str,
+        params: results.Json = None,
+        *,
+        params_json: str | None = None,
+        **options: Unpack[RunOptions],
+    ) -> results.ExecutionResult:
+        """Runs a tool once. What the tool does is in the result; errors are for runs that could not begin.
+
+        ``params`` is any JSON value, ``params_json`` is JSON text that is sent as it is.
+        """
+        request = requests.execute(tool, params, params_json, options)
+        deadline = requests.run_deadline(options, self._deadline)
+        return results.execution_result(await _unary(self.sandbox.Execute, request, deadline))
+
+    def execute_stream(
+        self,
+        tool: str,
+        params: results.Json = None,
+        *,
+        params_json: str | None = None,
+        **options: Unpack[RunOptions],
+    ) -> Stream[results.ExecutionEvent]:
+        """Runs a tool once and gives what it writes as it writes it; the last event is the result."""
+        request = requests.execute(tool, params, params_json, options)
+        call = self.sandbox.ExecuteStream(
+            sandbox_pb2.ExecuteStreamRequest(execute=request),
+            timeout=requests.run_deadline(options, self._deadline),
+        )
+        return Stream(call, results.execution_event)
+
+    async def run_python(
+        self,
+        code: str,
+        input: results.Json = None,  # noqa: A002 - what the snippet sees it as
+        *,
+        tool: str = "python",
+        **options: Unpack[RunOptions],
+    ) -> results.CodeResult:
+        """Runs Python code in a fresh interpreter.
+
+        The code finds ``input`` as a variable, and what it assigns to ``result`` returns.
+        """
+        return await self._run_code(tool, code, input, options)
+
+    async def run_javascript(
+        self,
+        code: str,
+        input: results.Json = None,  # noqa: A002 - what the snippet sees it as
+        *,
+        tool: str = "javascript",
+        **options: Unpack[RunOptions],
+    ) -> results.CodeResult:
+        """Runs JavaScript in a fresh engine.
+
+        The code finds ``input`` as a variable, and what it assigns to ``result`` returns.
+        """
+        return await self._run_code(tool, code, input, options)
+
+    async def list_tools(
+        self, *, name_prefix: str = "", page_size: int = 0, deadline: float | None = None
+    ) -> AsyncIterator[tools.Tool]:
+        """Every tool that the caller may run, by name; fetches pages as they are needed."""
+        page_token = ""
+        while True:
+            page = await _unary(
+                self.sandbox.ListTools,
+                requests.list_tools(name_prefix, page_size, page_token),
+                self._within(deadline),
+            )
+            for message in page.tools:
+                yield tools.tool(message)
+            page_token = page.next_page_token
+            if not page_token:
+                return
+
+    async def get_tool(self, name: str, *, deadline: float | None = None) -> tools.Tool:
+        """One tool."""
+        request = sandbox_pb2.GetToolRequest(name=name)
+        return tools.tool(await _unary(self.sandbox.GetTool, request, self._within(deadline)))
+
+    async def register_tool(
+        self, manifest: tools.Manifest, *, published: bool | None = None, deadline: float | None = None
+    ) -> tools.Registration:
+        """Gives a manifest to a tool whose module is there. Raises ValueError for what is no manifest."""
+        request = requests.register_tool(manifest, published=published)
+        reply = await _unary(self.sandbox.RegisterTool, request, self._within(deadline))
+        return tools.Registration(tools.tool(reply.tool), reply.created)
+
+    async def upload_tool(
+        self,
+        name: str,
+        source: tools.UploadSource,
+        *,
+        manifest: tools.Manifest | None = None,
+        size_bytes: int | None = None,
+        replace: bool = False,
+        published: bool | None = None,
+        progress: tools.Progress | None = None,
+        deadline: float = requests.UPLOAD_DEADLINE,
+    ) -> tools.Tool:
+        """Uploads a module or component; the server compiles it before it answers.
+
+        ``size_bytes`` is needed when ``source`` is neither a path nor bytes. ``published``: whether other
+        principals see it (only an administrator may say).
+        Raises OSError, and ValueError for what is no manifest.
+        """
+        upload = await asyncio.to_thread(tools.Upload, source, size_bytes)
+        start = requests.upload_start(name, upload, manifest, replace=replace, published=published)
+        call = self.sandbox.UploadTool(timeout=deadline)
+        try:
+            # A server that refuses early ends the call, and what it said is what awaiting it raises.
+            with contextlib.suppress(asyncio.InvalidStateError):
+                await call.write(start)
+                sent = 0
+                async for chunk in upload.achunks():
+                    await call.write(sandbox_pb2.UploadToolRequest(chunk=chunk))
+                    sent += len(chunk)
+                    if progress is not None:
+                        progress(sent, upload.size_bytes)
+                await call.done_writing()
+            return tools.tool(await call)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        finally:
+            call.cancel()  # does nothing to a call that has ended
+
+    async def delete_tool(self, name: str, *, deadline: float | None = None) -> None:
+        """Deletes a tool; calls that run it finish."""
+        await _unary(
+            self.sandbox.DeleteTool, sandbox_pb2.DeleteToolRequest(name=name), self._within(deadline)
+        )
+
+    async def reload_tools(self, *, deadline: float = requests.UPLOAD_DEADLINE) -> tools.ReloadReport:
+        """Has the server read its tool folder again."""
+        request = sandbox_pb2.ReloadToolsRequest()
+        return tools.reload_report(await _unary(self.sandbox.ReloadTools, request, deadline))
+
+    async def status(self, *, deadline: float | None = None) -> system.Status:
+        """What the server is and how its parts do."""
+        request = system_pb2.GetStatusRequest()
+        return system.status(await _unary(self.system.GetStatus, request, self._within(deadline)))
+
+    async def health(
+        self, service: str = "", *, wait: bool = False, deadline: float | None = None
+    ) -> system.Health:
+        """Whether the server, or one service of it (``clawbox.v1.Sandbox``), serves. Needs no token.
+
+        ``wait`` waits, until the deadline, for a server that does not listen yet.
+        """
+        request = health_pb2.HealthCheckRequest(service=service)
+        try:
+            reply = await _unary(self._check_health, request, self._within(deadline), wait=wait)
+        except NotFound:
+            return system.Health.SERVICE_UNKNOWN
+        return system.Health(reply.status)
+
+    def watch_audit(
+        self, *, after_sequence: int | None = None, kinds: Sequence[str] = (), deadline: float | None = None
+    ) -> Stream[system.AuditRow]:
+        """Audit rows as they are written; with ``after_sequence``, first those kept with a higher number."""
+        call = self.system.WatchAudit(requests.watch_audit(after_sequence, kinds), timeout=deadline)
+        return Stream(call, lambda message: system.audit_row(message.row))
+
+    def _within(self, deadline: float | None) -> float | None:
+        return self._deadline if deadline is None else deadline
+
+    async def _run_code(
+        self, tool: str, code: str, input_value: results.Json, options: RunOptions
+    ) -> results.CodeResult:
+        request = requests.run_code(tool, code, input_value, options)
+        deadline = requests.run_deadline(options, self._deadline)
+        reply = await _unary(self.sandbox.Execute, request, deadline)
+        return results.code_result(results.execution_result(reply))
+
+
+async def _unary(
+    method: grpc.aio.UnaryUnaryMultiCallable[_Request, _Response],
+    request: _Request,
+    deadline: float | None,
+    *,
+    wait: bool = False,
+) -> _Response:
+    try:
+        return await method(request, timeout=deadline, wait_for_ready=wait)
+    except grpc.RpcError as error:
+        raise from_rpc_error(error) from error
