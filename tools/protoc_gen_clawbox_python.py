@@ -29,7 +29,7 @@ def generate(request: plugin_pb2.CodeGeneratorRequest) -> plugin_pb2.CodeGenerat
         descriptors.write_bytes(FileDescriptorSet(file=request.proto_file).SerializeToString())
         out = Path(folder, "out")
         out.mkdir()
-        status = protoc.main(
+        status = protoc.main(  # type: ignore[no-untyped-call]
             [
                 "protoc",
                 f"--descriptor_set_in={descriptors}",

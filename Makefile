@@ -1,0 +1,118 @@
+# Everything that a developer or a newcomer runs. `make help` lists it.
+#
+# Needs Linux, Python >= 3.11, make and git; no compiler. Everything is installed into .venv, exactly as
+# constraints.txt says. Outside this folder only the compile cache is written: ${XDG_CACHE_HOME:-~/.cache}/clawbox.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+.SUFFIXES:
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --no-cache-dir --quiet
+PROJECT := clients/python/pyproject.toml pyproject.toml
+
+# The tools that set-up runs keep their own caches; here they stay inside .venv.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export BUF_CACHE_DIR := $(CURDIR)/$(VENV)/cache/buf
+export ZIG_GLOBAL_CACHE_DIR := $(CURDIR)/$(VENV)/cache/zig
+export ZIG_LOCAL_CACHE_DIR := $(CURDIR)/$(VENV)/cache/zig
+export npm_config_cache := $(CURDIR)/$(VENV)/cache/npm
+export npm_config_update_notifier := false
+
+# A stamp of its own for each cache folder, and none when that folder has gone: another HOME warms its own.
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/clawbox
+WARM := $(VENV)/stamps/warm-$(shell printf %s '$(CACHE)' | cksum | cut -d ' ' -f 1)
+ifeq ($(shell ls -A '$(CACHE)' 2>/dev/null),)
+.PHONY: $(WARM)
+endif
+
+INTERPRETER_SOURCES := $(shell find clawbox/wasm/wit clawbox/wasm/build examples/tools/python examples/tools/javascript \
+  -type f -not -path '*/__pycache__/*' -not -path '*/node_modules/*' -not -name '*.wasm' 2>/dev/null)
+
+.PHONY: help
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+##### Set-up
+
+.PHONY: setup
+setup: $(WARM)  ## Install everything into .venv, build the interpreters, compile them
+
+$(BIN)/python3:
+	@for python in $${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}; do \
+	  if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$python; break; fi; \
+	done; \
+	if [ -z "$${found:-}" ]; then echo "clawbox needs Python 3.11 or newer; set PYTHON to where it is." >&2; exit 1; fi; \
+	echo "• creating $(VENV) with $$("$$found" --version)"; \
+	if ! "$$found" -m venv $(VENV); then \
+	  rm -rf $(VENV); \
+	  echo "This Python cannot make virtual environments (on Debian and Ubuntu: apt install python3-venv)." >&2; exit 1; \
+	fi
+
+$(VENV)/stamps/installed: constraints.txt $(PROJECT) | $(BIN)/python3
+	@echo "• installing clawbox and what it needs (a few hundred megabytes the first time)"
+	@$(PIP) install -c constraints.txt pip setuptools
+	@$(PIP) install -c constraints.txt --no-build-isolation -e clients/python -e '.[build]'
+	@mkdir -p $(@D) && touch $@
+
+$(VENV)/stamps/dev: $(VENV)/stamps/installed
+	@echo "• installing what tests and checks need"
+	@$(PIP) install -c constraints.txt --group dev
+	@touch $@
+
+$(VENV)/stamps/interpreters: $(VENV)/stamps/installed $(INTERPRETER_SOURCES)
+	@echo "• building the Python and JavaScript interpreters from source"
+	@$(BIN)/python -m clawbox.wasm.build.builtin
+	@touch $@
+
+$(WARM): $(VENV)/stamps/interpreters
+	@echo "• compiling the interpreters into $(CACHE)"
+	@$(BIN)/python -m clawbox.wasm.compiler --builtin
+	@touch $@
+
+##### Use
+
+.PHONY: demo
+demo: setup  ## Show what clawbox does, with a server of its own on this machine
+	@$(BIN)/python -m examples.demo
+
+.PHONY: serve
+serve: setup  ## Run a server in the foreground (settings: clawbox init, docs/settings.md)
+	@$(BIN)/clawbox serve
+
+.PHONY: bench
+bench: setup  ## Measure, and print medians beside their targets
+	@$(BIN)/python -m benchmarks
+
+##### Development
+
+.PHONY: test
+test: setup $(VENV)/stamps/dev  ## Run all tests (ARGS="-k name" for some)
+	@$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: check
+check: $(VENV)/stamps/dev  ## Lint, types, layers, contract, drift of generated files (ONLY="ruff mypy" for some)
+	@$(BIN)/python tools/check.py $(ONLY)
+
+.PHONY: generate
+generate: $(VENV)/stamps/dev  ## Write the generated files anew: stubs from protos/, docs from the code
+	@$(BIN)/buf generate
+	@$(BIN)/python tools/generate_error_docs.py
+	@$(BIN)/python -m clawbox.config.reference
+
+.PHONY: release-image
+release-image: $(VENV)/stamps/dev  ## Record the contract as released: what buf breaking compares with
+	@$(BIN)/buf build protos --exclude-source-info -o protos/release.binpb
+
+.PHONY: constraints
+constraints: $(VENV)/stamps/dev  ## Write constraints.txt anew from the newest versions that pyproject.toml allows
+	@$(BIN)/python tools/update_constraints.py
+
+.PHONY: clean
+clean:  ## Remove what was installed, built and cached in this folder
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .cache *.egg-info clients/python/*.egg-info
+	@find clawbox examples -name '*.wasm' -delete
