@@ -92,6 +92,16 @@ class Reason(enum.Enum):
         "Choose another name, or set `replace`.",
     )
     AGENT_EXISTS = _Spec(Code.ALREADY_EXISTS, "An agent of that id exists.", "Choose another id.")
+    UNKNOWN_METHOD = _Spec(
+        Code.UNIMPLEMENTED,
+        "The server has no such method, or does not serve it.",
+        "See System.GetStatus and the reflection service for what is served.",
+    )
+    SERVICE_NOT_FOUND = _Spec(
+        Code.NOT_FOUND,
+        "The health service knows no service of that name.",
+        "Ask Health.List for the names, or use the empty name.",
+    )
     INVALID_FIELD = _Spec(
         Code.INVALID_ARGUMENT,
         "A field of the request has a value that is not accepted.",
