@@ -12,7 +12,8 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --no-cache-dir --quiet
+# setuptools warns about every editable installation.
+PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip --disable-pip-version-check --no-input --no-cache-dir --quiet
 PROJECT := clients/python/pyproject.toml pyproject.toml
 
 # The tools that set-up runs keep their own caches; here they stay inside .venv.

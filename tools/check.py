@@ -16,8 +16,8 @@ BIN = Path(sys.executable).parent
 
 CHECKS: dict[str, tuple[str, ...]] = {
     "mypy": ("mypy", "--strict"),
-    "ruff": ("ruff", "check", "--quiet"),
-    "format": ("ruff", "format", "--check", "--quiet"),
+    "ruff": ("ruff", "check", "--quiet", "--output-format=concise"),
+    "format": ("ruff", "format", "--check", "--quiet", "--output-format=concise"),
     "imports": ("lint-imports", "--no-cache"),
     "buf-lint": ("buf", "lint"),
     # One module, because the image holds one: what is vendored for google.rpc is not ours to keep stable.

@@ -15,6 +15,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from grpc_tools import protoc
 
 _PACKAGE = "clawbox/v1/"
+_BIN = Path(sys.executable).parent
 _ABSOLUTE = re.compile(r"^from clawbox\.v1 import ", re.MULTILINE)
 _QUALIFIED_IMPORT = re.compile(r"^import clawbox\.v1\.(\w+)$", re.MULTILINE)
 
@@ -35,6 +36,9 @@ def generate(request: plugin_pb2.CodeGeneratorRequest) -> plugin_pb2.CodeGenerat
                 f"--descriptor_set_in={descriptors}",
                 f"--python_out={out}",
                 f"--grpc_python_out={out}",
+                # Those of this environment, whatever PATH says.
+                f"--plugin=protoc-gen-mypy={_BIN / 'protoc-gen-mypy'}",
+                f"--plugin=protoc-gen-mypy_grpc={_BIN / 'protoc-gen-mypy_grpc'}",
                 f"--mypy_out=quiet:{out}",
                 f"--mypy_grpc_out=quiet:{out}",
                 *request.file_to_generate,
