@@ -1,0 +1,1 @@
+"""What leaves a sandbox and what comes back: shapes of credentials, rules, the sidecar."""
