@@ -83,6 +83,8 @@ def _v1_file() -> descriptor_pb2.FileDescriptorProto:
     old, new = f".{_ALPHA}.", f".{_V1}."
     for message in file.message_type:
         for field in message.field:
+            if not field.HasField("type_name"):
+                continue  # a scalar's must stay unset, not become empty
             field.type_name = field.type_name.replace(old, new)
     for service in file.service:
         for method in service.method:
