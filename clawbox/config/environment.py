@@ -50,6 +50,11 @@ def long_name(key: str) -> str:
     return f"{PREFIX}{section.upper()}__{name.upper()}"
 
 
+def is_setting(variable: str) -> bool:
+    """Whether a variable is, or was meant to be, a setting."""
+    return variable in SHORT_NAMES or (variable.startswith(PREFIX) and "__" in variable)
+
+
 def read_environment(environ: Mapping[str, str], folder: Path) -> tuple[list[Setting], list[Problem]]:
     """The settings that ``environ`` holds, and what is wrong with it; later ones win.
 
@@ -61,7 +66,7 @@ def read_environment(environ: Mapping[str, str], folder: Path) -> tuple[list[Set
     names = {long_name(key): key for key in all_keys()}
     known = SHORT_NAMES | names
     for variable in environ:
-        if variable not in known and variable.startswith(PREFIX) and "__" in variable:
+        if variable not in known and is_setting(variable):
             near = difflib.get_close_matches(variable, names, n=1, cutoff=0.6)
             problems.append(
                 Problem(

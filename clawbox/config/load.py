@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from clawbox.config.environment import Setting, read_environment
+from clawbox.config.environment import Setting, is_setting, read_environment
 from clawbox.config.explain import translate
 from clawbox.config.model import Config
 from clawbox.config.problems import ConfigError, Problem
@@ -51,7 +51,21 @@ def load(
     Raises ConfigError with every problem of file, environment and rules at once.
     """
     environ = os.environ if environ is None else environ
-    file = find_file(path, environ)
+    own = {name: text for name, text in environ.items() if is_setting(name)}
+    return _load_file(find_file(path, environ), dict(overrides or {}), own, _working_folder())
+
+
+def _working_folder() -> Path:
+    """Where relative paths of the environment start; the root when somebody has removed the folder."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        return Path("/")
+
+
+def _load_file(
+    file: Path | None, overrides: Mapping[str, object], environ: Mapping[str, str], here: Path
+) -> Loaded:
     problems: list[Problem] = []
     raw: dict[str, object] = {}
     if file is not None:
@@ -61,16 +75,17 @@ def load(
             problems += error.problems
     sources = _file_sources(raw, file)
 
-    from_environment, wrong = read_environment(environ, Path.cwd())
+    from_environment, wrong = read_environment(environ, here)
     problems += wrong
-    given = [Setting(key, value, "command line") for key, value in (overrides or {}).items()]
+    given = [Setting(key, value, "command line") for key, value in overrides.items()]
     values = _overlay(raw, [*from_environment, *given], sources)
 
     config, wrong = _check(values, folder_of(file), lambda key: _source(key, sources, file))
     problems += wrong
     if config is None or problems:
         raise ConfigError(problems)
-    config._file = file  # noqa: SLF001 - set once, here, where the value is made
+    config._file = file  # noqa: SLF001 - these two are set once, here, where the value is made
+    config._reload = lambda: _load_file(file, overrides, environ, here).config  # noqa: SLF001
     return Loaded(config, sources)
 
 
@@ -105,7 +120,7 @@ def folder_of(file: Path | None) -> Path:
     try:
         return Path("~/.clawbox").expanduser().absolute()
     except RuntimeError:
-        return Path.cwd()
+        return _working_folder()
 
 
 def read_file(file: Path) -> dict[str, object]:
@@ -133,6 +148,14 @@ def _unreadable(file: Path, error: OSError) -> Problem:
     return Problem(
         str(file), "", error.strerror or type(error).__name__, "a TOML file that the server can read"
     )
+
+
+def check_section(section: str, raw: Mapping[str, object], file: Path) -> None:
+    """Raises ConfigError when one section of ``raw``, the tables of ``file``, is not acceptable by itself."""
+    values = {name: {} for name in SECTIONS} | {section: raw.get(section, {})}
+    _, problems = _check(values, file.parent, lambda _: str(file))
+    if problems:
+        raise ConfigError(problems)
 
 
 def _check(

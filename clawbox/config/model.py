@@ -10,7 +10,7 @@ absolute. Secrets are ``SecretStr``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Self
 
@@ -58,11 +58,19 @@ class Config(Settings):
     children: ChildrenSettings = Field(default_factory=ChildrenSettings)
 
     _file: Path | None = PrivateAttr(default=None)
+    _reload: Callable[[], Config] | None = PrivateAttr(default=None)
 
     @property
     def file(self) -> Path | None:
         """The file that the settings were read from; None when there was none."""
         return self._file
+
+    def reload(self) -> Config:
+        """Read the same file again, with the environment and overrides of the first time.
+
+        Settings that code made are what they are. Raises ConfigError as :meth:`load` does.
+        """
+        return self if self._reload is None else self._reload()
 
     @model_validator(mode="after")
     def _check(self) -> Self:
