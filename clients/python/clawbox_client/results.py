@@ -71,7 +71,7 @@ class LogEntry:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What the output scan found: the pattern, what it did (redacted, marked, blocked), where and how often."""
+    """What the output scan found: pattern, what was done (redacted, marked, blocked), where, how often."""
 
     pattern: str
     action: str
@@ -156,6 +156,8 @@ class CodeError:
     type: str
     message: str
     traceback: str
+    line: int | None = None
+    """The line of the snippet that raised, counted from 1, where one did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +173,8 @@ class CodeResult:
     """What the snippet assigned to ``result``."""
     error: CodeError | None
     """The exception that ended it. None when it ended well, and when a limit or a crash ended it."""
+    note: str
+    """Says so when the result was no JSON and something stands in for it; empty otherwise."""
     execution: ExecutionResult = field(repr=False)
     """The run that this was read from."""
 
@@ -302,13 +306,20 @@ def code_result(result: ExecutionResult) -> CodeResult:
         stderr=_text(fields.get("stderr")) or result.stderr,
         result=fields.get("result"),
         error=_code_error(fields.get("error")),
+        note=_text(fields.get("note")),
         execution=result,
     )
 
 
 def _code_error(value: Json) -> CodeError | None:
     if isinstance(value, dict):
-        return CodeError(_text(value.get("type")), _text(value.get("message")), _text(value.get("traceback")))
+        line = value.get("line")
+        return CodeError(
+            _text(value.get("type")),
+            _text(value.get("message")),
+            _text(value.get("traceback")),
+            line if isinstance(line, int) else None,
+        )
     return None
 
 

@@ -1,0 +1,105 @@
+"""The command line as a whole: what is mounted where, and the guard that lets no traceback out."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+import clawbox
+from clawbox.cli import config, init, system, token, tools
+from clawbox.cli import run as run_commands
+from clawbox.cli import serve as serve_command
+from clawbox.cli.errors import ExitCode, describe
+from clawbox.cli.output import ReaderGoneError, print_error, write
+
+_EPILOG = "Exit codes: " + "; ".join(
+    f"{code.value} {code.meaning[0].lower()}{code.meaning[1:].rstrip('.')}"
+    for code in ExitCode
+    if code < ExitCode.INTERRUPTED
+)
+
+
+def build_app() -> typer.Typer:
+    """Every command."""
+    app = typer.Typer(
+        name="clawbox",
+        help="Runs what AI agents want to run, without trusting it.",
+        epilog=_EPILOG,
+        invoke_without_command=True,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_root)
+    app.command()(init.init)
+    serve_command.mount(app)
+    system.mount(app)
+    run_commands.mount(app)
+    app.add_typer(tools.app, name="tools")
+    app.add_typer(token.app, name="token")
+    app.add_typer(config.app, name="config")
+    return app
+
+
+def _root(
+    *,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and end.")] = False,
+) -> None:
+    if version:
+        write(f"clawbox {clawbox.__version__}\n")
+        raise typer.Exit
+
+
+def run(args: Sequence[str]) -> int:
+    """Runs one command line and returns its exit code. Nothing is raised, whatever happens."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal or a pipe that cannot show a character gets an escape, not an exception.
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+    try:
+        code = _run(args)
+    except KeyboardInterrupt:
+        code = ExitCode.INTERRUPTED
+    except ReaderGoneError:
+        code = ExitCode.BROKEN_PIPE
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            _forget(stream.fileno())
+    return int(code)
+
+
+def _run(args: Sequence[str]) -> int:
+    try:
+        command = typer.main.get_command(build_app())
+        # Not standalone: errors come here, and an Exit comes back as its code.
+        code = command.main(args=list(args), prog_name="clawbox", standalone_mode=False)
+    except SystemExit as exit_:
+        return exit_.code if isinstance(exit_.code, int) else ExitCode.OK
+    except ReaderGoneError:
+        raise
+    except Exception as error:  # noqa: BLE001 - this is where every one of them ends
+        if os.environ.get("CLAWBOX_DEBUG"):
+            import traceback  # noqa: PLC0415
+
+            traceback.print_exc()
+        failure = describe(error)
+        if failure.message:
+            print_error(str(failure))
+        return failure.code
+    return code if isinstance(code, int) else ExitCode.OK
+
+
+def _forget(descriptor: int) -> None:
+    """Lets what could not be written vanish, or the interpreter would try once more and complain."""
+    with contextlib.suppress(OSError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, descriptor)
+        os.close(null)

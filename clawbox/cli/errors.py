@@ -1,0 +1,171 @@
+"""How a command ends: exit codes, and one line on stderr that says what is wrong and what to do next."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import typer
+
+from clawbox.cli.output import escape
+
+if TYPE_CHECKING:
+    import clawbox_client
+
+
+class ExitCode(enum.IntEnum):
+    """What a script can tell from a command's exit status. ``docs/cli.md`` has this table."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    AUTH = 3
+    NOT_FOUND = 4
+    UNAVAILABLE = 5
+    DENIED = 6
+    CONFLICT = 7
+    INTERNAL = 70
+    INTERRUPTED = 130
+    BROKEN_PIPE = 141
+
+    @property
+    def meaning(self) -> str:
+        """One sentence."""
+        return _MEANINGS[self]
+
+
+_MEANINGS = {
+    ExitCode.OK: "It was done; a tool or snippet ended well.",
+    ExitCode.FAILED: "The tool or snippet ran and failed, or a limit ended it; or what was checked is wrong.",
+    ExitCode.USAGE: "The command line, a file that it names, the settings or the parameters are wrong.",
+    ExitCode.AUTH: "There is no token, or the server does not know it.",
+    ExitCode.NOT_FOUND: "What was named is not there, or may not be seen.",
+    ExitCode.UNAVAILABLE: "The server cannot be reached, is not ready, or did not answer in time.",
+    ExitCode.DENIED: "Policy, a scope or a limit of the server forbids it.",
+    ExitCode.CONFLICT: "It exists already, or is in a state in which this cannot be done.",
+    ExitCode.INTERNAL: "Something failed that should not.",
+    ExitCode.INTERRUPTED: "Interrupted by Ctrl-C.",
+    ExitCode.BROKEN_PIPE: "Whoever read the output stopped reading.",
+}
+
+
+class CliError(Exception):
+    """A command cannot go on: ``message`` says why, ``hint`` what to do, both without a full stop."""
+
+    def __init__(self, message: str, *, hint: str = "", code: ExitCode = ExitCode.USAGE) -> None:
+        self.message = message
+        self.hint = hint
+        self.code = code
+        super().__init__(message)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """How an exception is shown."""
+
+    code: ExitCode
+    message: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        """The line for stderr: control characters escaped, never more than one line."""
+        text = f"clawbox: {self.message.strip().rstrip('.')}"
+        hint = self.hint.strip().rstrip(".")
+        return escape(f"{text}. {hint}." if hint else f"{text}.", keep="")
+
+
+def describe(error: Exception) -> Failure:
+    """What to say about an exception that ended a command."""
+    if isinstance(error, CliError):
+        return Failure(error.code, error.message, error.hint)
+    if isinstance(error, typer.Abort):
+        return Failure(ExitCode.INTERRUPTED, "aborted")
+    if _is_usage_error(error):
+        return Failure(ExitCode.USAGE, str(error.format_message()), _help_hint(error))  # type: ignore[attr-defined]
+
+    import clawbox_client  # noqa: PLC0415 - half of the time that --help takes
+
+    from clawbox import errors  # noqa: PLC0415
+    from clawbox.config import ConfigError  # noqa: PLC0415
+
+    if isinstance(error, clawbox_client.ClawboxError):
+        return _describe_call(error)
+    if isinstance(error, ConfigError):
+        first, *others = (str(problem) for problem in error.problems)
+        more = "".join(f"; {other}" for other in others)
+        return Failure(ExitCode.USAGE, f"{first}{more}", "`clawbox config check` tries again")
+    if isinstance(error, errors.ClawboxError):
+        return Failure(_CODES.get(error.code.name, ExitCode.FAILED), str(error), error.reason.remedy)
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return Failure(ExitCode.USAGE, f"{where}{error.strerror or error}")
+    return Failure(
+        ExitCode.INTERNAL,
+        f"internal error: {type(error).__name__}: {error}",
+        "CLAWBOX_DEBUG=1 shows where; please report it",
+    )
+
+
+def _is_usage_error(error: Exception) -> bool:
+    # typer carries click inside, and publishes these classes under one name only.
+    return hasattr(error, "format_message") and hasattr(error, "exit_code")
+
+
+def _help_hint(error: Exception) -> str:
+    context = getattr(error, "ctx", None)
+    return f"Try `{context.command_path} --help`" if context is not None else ""
+
+
+_CODES = {
+    "UNAUTHENTICATED": ExitCode.AUTH,
+    "PERMISSION_DENIED": ExitCode.DENIED,
+    "RESOURCE_EXHAUSTED": ExitCode.DENIED,
+    "NOT_FOUND": ExitCode.NOT_FOUND,
+    "INVALID_ARGUMENT": ExitCode.USAGE,
+    "OUT_OF_RANGE": ExitCode.USAGE,
+    "ALREADY_EXISTS": ExitCode.CONFLICT,
+    "FAILED_PRECONDITION": ExitCode.CONFLICT,
+    "ABORTED": ExitCode.CONFLICT,
+    "UNAVAILABLE": ExitCode.UNAVAILABLE,
+    "DEADLINE_EXCEEDED": ExitCode.UNAVAILABLE,
+    "CANCELLED": ExitCode.UNAVAILABLE,
+}
+
+_VIOLATIONS_SHOWN = 5
+
+
+def _describe_call(error: clawbox_client.ClawboxError) -> Failure:
+    code = _CODES.get(error.code.name, ExitCode.INTERNAL)
+    message = error.message
+    if len(error.violations) > 1 or any(one.description not in message for one in error.violations):
+        shown = [
+            f"{one.field or 'the whole'}: {one.description}" for one in error.violations[:_VIOLATIONS_SHOWN]
+        ]
+        left = len(error.violations) - len(shown)
+        message = f"{message} ({'; '.join(shown)}{f'; and {left} more' if left else ''})"
+    if error.reason:
+        message = f"{message} [{error.reason}]"
+    return Failure(code, message, _call_hint(error))
+
+
+def _call_hint(error: clawbox_client.ClawboxError) -> str:
+    from clawbox.errors import Reason  # noqa: PLC0415 - see describe
+
+    if error.code.name == "UNAUTHENTICATED":
+        return "Give a token with --token-file FILE or in CLAWBOX_TOKEN; `clawbox init` makes one"
+    if error.retry_after:
+        return f"Try again in {error.retry_after:g} s"
+    if error.code.name == "INTERNAL" and error.request_id:
+        return f"The server's log has the cause under request id {error.request_id}"
+    if error.code.name == "UNAVAILABLE" and not error.reason:
+        return (
+            "Is it running (`clawbox serve`) and the address right (--address, CLAWBOX_ADDRESS)? "
+            "A server with TLS needs --tls or --tls-ca FILE"
+        )
+    if error.code.name == "DEADLINE_EXCEEDED":
+        return "Allow more time with --deadline SECONDS"
+    try:
+        return Reason[error.reason].remedy
+    except KeyError:
+        return ""
