@@ -56,8 +56,8 @@ class Initialised:
     config_file: Path
     token_file: Path
     wrote_config: bool
-    replaced: bool
-    """An earlier token is void."""
+    voided: bool
+    """There was a token before, which is void now."""
 
 
 def initialise(folder: Path, *, force: bool = False) -> Initialised:
@@ -88,7 +88,7 @@ def initialise(folder: Path, *, force: bool = False) -> Initialised:
             _write_private(token_file, secrets.token_hex(32) + "\n")
     except OSError as error:
         raise EditError(f"{error.filename or folder}: {error.strerror or error}") from None
-    return Initialised(folder, config_file, token_file, not only_token, has_token)
+    return Initialised(folder, config_file, token_file, not only_token, force and (has_config or has_token))
 
 
 def starter() -> str:
@@ -99,7 +99,7 @@ def starter() -> str:
 def add_token(file: Path, entry: Mapping[str, object]) -> str:
     """Add a principal to ``[[auth.tokens]]`` and give its new token, which is kept nowhere.
 
-    ``entry`` has ``name``, ``scopes`` and, where they are to be set, the other keys of a token but ``sha256``.
+    ``entry`` has ``name``, ``scopes`` and, where they are to be set, other keys of a token but ``sha256``.
     Raises ExistsError when the name is taken, EditError when the file cannot be changed, and ConfigError when
     the entry or another token is not acceptable.
     """
@@ -179,8 +179,8 @@ def _edit(
 ) -> None:
     """Change a settings file in place.
 
-    ``change`` edits the document with its comments. ``expect`` makes the same change to the plain values: what
-    the new file says must be exactly that, whatever an unusual layout made of the edit.
+    ``change`` edits the document with its comments. ``expect`` makes the same change to the plain values:
+    what the new file says must be exactly that, whatever an unusual layout made of the edit.
     """
     file = file.expanduser().resolve()  # a link stays a link
     try:

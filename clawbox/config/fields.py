@@ -170,7 +170,7 @@ Token = Annotated[
 Flag = Annotated[bool, Field(strict=True), Accepts("true or false")]
 
 Port = Annotated[int, Field(strict=True, ge=0, le=65535), Accepts("0 (any free port) to 65535")]
-"""A TCP port to listen on. 0 lets the kernel choose one; the server's first log line says which."""
+"""A TCP port to listen on. 0 lets the kernel choose one, for tests and demonstrations."""
 
 Count = Annotated[int, Field(strict=True, ge=1, le=_LARGEST), Accepts("a whole number, at least 1")]
 CountOrZero = Annotated[int, Field(strict=True, ge=0, le=_LARGEST), Accepts("a whole number, at least 0")]

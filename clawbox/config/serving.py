@@ -62,7 +62,7 @@ class ServerSettings(Settings):
     host: HostAddress = "127.0.0.1"
     """Address of the TCP listener. Other than loopback, it needs TLS, or ``insecure = true``."""
     port: Port = 9800
-    """TCP port. 0: any free port, which the first log line and ``serve`` name."""
+    """TCP port. 0: any free port, another at each start."""
     unix_socket: OptionalPath = None
     """A second listener, a Unix socket made with mode 0600; the same tokens are asked for. Empty: none."""
     auth_token: Token = None
@@ -127,7 +127,7 @@ class MetricsSettings(Settings):
     host: HostAddress = "127.0.0.1"
     """Address of the HTTP listener."""
     port: Port = 9801
-    """TCP port. 0: any free port, which a log line names."""
+    """TCP port. 0: any free port, another at each start."""
 
 
 class LoggingSettings(Settings):

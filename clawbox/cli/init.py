@@ -1,0 +1,51 @@
+"""``clawbox init``: the folder with the settings and the administrator's token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clawbox.cli.errors import CliError, ExitCode
+from clawbox.cli.output import escape, show, write
+
+
+def init(
+    folder: Annotated[
+        Path, typer.Option("--dir", help="Folder to make; mode 0700.", show_default=True)
+    ] = Path("~/.clawbox"),
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace what is there. The old tokens are then void.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
+) -> None:
+    """Make a settings file and a token that may do everything.
+
+    The token is written to a file that only you can read, and is not shown.
+    """
+    from clawbox.config.edit import EditError, ExistsError, initialise  # noqa: PLC0415 - not for --help
+
+    try:
+        made = initialise(folder, force=force)
+    except ExistsError as error:
+        raise CliError(str(error), hint=error.hint, code=ExitCode.CONFLICT) from None
+    except EditError as error:
+        raise CliError(str(error), hint=error.hint) from None
+
+    def people() -> None:
+        usual = made.folder == Path("~/.clawbox").expanduser()
+        option = "" if usual else f" --config {made.config_file}"
+        token = "" if usual else f" --token-file {made.token_file}"
+        lines = [
+            f"Settings: {made.config_file}" + ("" if made.wrote_config else " (left as they were)"),
+            f"Token:    {made.token_file} (may do everything; readable by you alone)",
+            *(["The old token is void. Restart a server that runs with it."] if made.voided else []),
+            "",
+            "Next:",
+            f"  clawbox serve{option}",
+            f"  clawbox py{token} 'print(6 * 7)'",
+        ]
+        write(escape("\n".join(lines) + "\n"))
+
+    show(made, as_json=as_json, people=people)
