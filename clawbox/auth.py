@@ -15,9 +15,8 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 from watchfiles import awatch
@@ -26,7 +25,12 @@ from clawbox.config import SCOPES, Config, ConfigError, Problem
 from clawbox.config.fields import is_token
 from clawbox.config.serving import ADMIN, WELL_KNOWN_TOKEN
 from clawbox.errors import ClawboxError, Reason
-from clawbox.network_rules import NetworkRule
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+    from pathlib import Path
+
+    from clawbox.network_rules import NetworkRule
 
 __all__ = [
     "ADMIN",

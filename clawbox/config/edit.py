@@ -17,14 +17,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 from tomlkit.items import AoT, Array
 
 from clawbox.config.load import check_section, load, read_file
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 CONFIG_NAME = "config.toml"
 TOKEN_NAME = "token"  # noqa: S105 - a file's name

@@ -10,12 +10,15 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from clawbox.config.problems import Problem
 from clawbox.config.schema import SECTIONS, Kind, Shape, all_keys
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
 
 PREFIX = "CLAWBOX_"
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-from pydantic_core import ErrorDetails
-
-from clawbox.config.fields import Fault
 from clawbox.config.problems import Problem
 from clawbox.config.schema import key_text, nearest, shape_at
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from pydantic import ValidationError
+    from pydantic_core import ErrorDetails
+
+    from clawbox.config.fields import Fault
 
 _LONGEST = 80
 """Characters of a value that an error shows."""

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, get_args
 
 from pydantic import (
     AfterValidator,
@@ -29,6 +28,9 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from clawbox.network_rules import NetworkRule, RuleError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 Scope = Literal[
     "sandbox:read",

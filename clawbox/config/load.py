@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
 from clawbox.config.environment import Setting, is_setting, read_environment
 from clawbox.config.explain import translate
-from clawbox.config.model import Config
+from clawbox.config.model import Config, Origin
 from clawbox.config.problems import ConfigError, Problem
 from clawbox.config.schema import SECTIONS, all_keys, key_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
 
 FILE_VARIABLE = "CLAWBOX_CONFIG"
 DEFAULTS = "defaults"
@@ -52,7 +55,7 @@ def load(
     """
     environ = os.environ if environ is None else environ
     own = {name: text for name, text in environ.items() if is_setting(name)}
-    return _load_file(find_file(path, environ), dict(overrides or {}), own, _working_folder())
+    return load_from(Origin(find_file(path, environ), dict(overrides or {}), own, _working_folder()))
 
 
 def _working_folder() -> Path:
@@ -63,9 +66,9 @@ def _working_folder() -> Path:
         return Path("/")
 
 
-def _load_file(
-    file: Path | None, overrides: Mapping[str, object], environ: Mapping[str, str], here: Path
-) -> Loaded:
+def load_from(origin: Origin) -> Loaded:
+    """Read the settings that come from there. Raises ConfigError as :func:`load` does."""
+    file = origin.file
     problems: list[Problem] = []
     raw: dict[str, object] = {}
     if file is not None:
@@ -75,17 +78,16 @@ def _load_file(
             problems += error.problems
     sources = _file_sources(raw, file)
 
-    from_environment, wrong = read_environment(environ, here)
+    from_environment, wrong = read_environment(origin.environ, origin.here)
     problems += wrong
-    given = [Setting(key, value, "command line") for key, value in overrides.items()]
+    given = [Setting(key, value, "command line") for key, value in origin.overrides.items()]
     values = _overlay(raw, [*from_environment, *given], sources)
 
     config, wrong = _check(values, folder_of(file), lambda key: _source(key, sources, file))
     problems += wrong
     if config is None or problems:
         raise ConfigError(problems)
-    config._file = file  # noqa: SLF001 - these two are set once, here, where the value is made
-    config._reload = lambda: _load_file(file, overrides, environ, here).config  # noqa: SLF001
+    config._origin = origin  # noqa: SLF001 - set once, here, where the value is made
     return Loaded(config, sources)
 
 

@@ -10,9 +10,9 @@ absolute. Secrets are ``SecretStr``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from pydantic import Field, PrivateAttr, model_validator
 
@@ -36,6 +36,21 @@ from clawbox.config.serving import (
     StateSettings,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What settings were made from, so that they can be read again."""
+
+    file: Path | None
+    overrides: Mapping[str, object] = field(repr=False)
+    environ: Mapping[str, str] = field(repr=False)
+    """The variables that are settings; may hold the administrator's token."""
+    here: Path
+    """The working directory, where relative paths of the environment start."""
+
 
 class Config(Settings):
     """All settings of one server. Made by :meth:`load`, or by code, section by section."""
@@ -57,20 +72,21 @@ class Config(Settings):
     auth: AuthSettings = Field(default_factory=AuthSettings)
     children: ChildrenSettings = Field(default_factory=ChildrenSettings)
 
-    _file: Path | None = PrivateAttr(default=None)
-    _reload: Callable[[], Config] | None = PrivateAttr(default=None)
+    _origin: Origin | None = PrivateAttr(default=None)
 
     @property
     def file(self) -> Path | None:
         """The file that the settings were read from; None when there was none."""
-        return self._file
+        return None if self._origin is None else self._origin.file
 
     def reload(self) -> Config:
         """Read the same file again, with the environment and overrides of the first time.
 
         Settings that code made are what they are. Raises ConfigError as :meth:`load` does.
         """
-        return self if self._reload is None else self._reload()
+        from clawbox.config.load import load_from  # noqa: PLC0415 - load builds this class
+
+        return self if self._origin is None else load_from(self._origin).config
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -9,17 +9,21 @@ import argparse
 import inspect
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, SecretStr
-from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from clawbox.config.environment import SHORT_NAMES
 from clawbox.config.load import FILE_VARIABLE
 from clawbox.config.model import Config
 from clawbox.config.schema import Shape, fields_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pydantic.fields import FieldInfo
 
 DEFAULT_FILE = Path("docs/settings.md")
 
@@ -29,13 +33,13 @@ _HEAD = f"""\
 Made from the models in `clawbox/config` by `python -m clawbox.config.reference`; do not edit.
 
 The settings file is TOML. It is `--config FILE`, else `${FILE_VARIABLE}`, else the first of
-`~/.clawbox/config.toml`, `~/.clawbox/config/clawbox.toml` and `config/default.toml` that exists. Without one,
-the defaults are in force. `clawbox init` writes one, `clawbox config check` says everything that is wrong with
+`~/.clawbox/config.toml`, `~/.clawbox/config/clawbox.toml` and `config/default.toml` that exists. Without
+one, the defaults are in force. `clawbox init` writes one, `clawbox config check` says everything that is wrong with
 it, and `clawbox config show` shows every setting in force, where it comes from, and secrets masked.
 
 * Every key can also come from the environment, as `CLAWBOX_SECTION__KEY`, which wins over the file. Lists are
-  written with commas or as JSON, tables as JSON. The keys whose rows name a variable can also be set by that;
-  a long name wins over a short one.
+  written with commas or as JSON, tables as JSON. Keys whose rows name a variable can also be set by that; a
+  long name wins over a short one.
 * `CLAWBOX_MASTER_KEY`, the key of the credential file, is no setting: it is never in a file, and never shown.
 * Relative paths are relative to the folder of the file (without a file: `~/.clawbox`); in the environment, to
   the working directory. `~` is the home folder.

@@ -10,15 +10,17 @@ import enum
 import json
 import re
 import types
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, SecretStr
 
 from clawbox.config.fields import Accepts, Masked
 from clawbox.config.model import Config
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 Location = tuple[str | int, ...]
 """The way to a value: ``("auth", "tokens", 0, "name")``."""

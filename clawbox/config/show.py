@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
-from clawbox.config.load import Loaded
 from clawbox.config.schema import SECTIONS, Shape, fields_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from clawbox.config.load import Loaded
 
 MASK = "********"
 
