@@ -51,7 +51,12 @@ def configure_logging(settings: LoggingSettings, stream: TextIO | None = None) -
     ]
     out = stream if stream is not None else sys.stderr
     renderer: Processor = (
-        structlog.dev.ConsoleRenderer(colors=out.isatty(), pad_event_to=0)
+        structlog.dev.ConsoleRenderer(
+            colors=out.isatty(),
+            pad_event_to=0,
+            # The default shows local variables, and with them tokens.
+            exception_formatter=structlog.dev.plain_traceback,
+        )
         if text
         else structlog.processors.JSONRenderer()
     )

@@ -1,0 +1,223 @@
+"""Two limits for executions, and clean-up at every point where a call can end."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import grpc.aio
+import pytest
+from clawbox_client.v1 import containers_pb2, sandbox_pb2, system_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from clawbox.rpc import call as rpc_call
+from tests.integration.rpc.conftest import NARROW, Serving, details, failure, metadata, serving
+
+REQUEST = sandbox_pb2.ExecuteRequest(tool="echo")
+
+
+class Gate:
+    """Handlers that wait to be let on, and say what became of them."""
+
+    def __init__(self) -> None:
+        self.entered = asyncio.Semaphore(0)
+        self.go_on = asyncio.Event()
+        self.cleaned = asyncio.Semaphore(0)
+
+    async def execute(self, _request):
+        self.entered.release()
+        try:
+            await self.go_on.wait()
+        finally:
+            await asyncio.sleep(0)  # clean-up that itself awaits
+            self.cleaned.release()
+        return sandbox_pb2.ExecuteResponse(message=str(rpc_call.current().queued_us))
+
+    async def stream(self, _request):
+        self.entered.release()
+        try:
+            while True:
+                yield sandbox_pb2.ExecuteStreamResponse()
+                await self.go_on.wait()
+        finally:
+            await asyncio.sleep(0)
+            self.cleaned.release()
+
+
+async def until(condition, seconds: float = 5.0) -> None:
+    """Let others run until ``condition`` holds."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def test_executions_run_wait_and_are_refused_in_that_order() -> None:
+    async with serving(max_concurrent_executions=1, max_queued_executions=1) as running:
+        gate = Gate()
+        running.sandbox.execute = gate.execute
+        stub = await running.sandbox_stub()
+        first = asyncio.ensure_future(stub.Execute(REQUEST, metadata=metadata()))
+        await gate.entered.acquire()
+        second = asyncio.ensure_future(stub.Execute(REQUEST, metadata=metadata()))
+        await until(lambda: running.server.executions.queued == 1)
+        assert running.sample("clawbox_executions_running") == 1
+        assert running.sample("clawbox_executions_queued") == 1
+
+        error = await failure(stub.Execute(REQUEST, metadata=metadata()))
+        found = details(error)
+        assert (error.code(), found.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "EXECUTION_LIMIT")
+        assert found.retry is not None
+        assert found.retry.retry_delay.seconds == 1
+        # Nothing but executions is bounded by this.
+        await stub.ListTools(sandbox_pb2.ListToolsRequest(), metadata=metadata())
+        health = health_pb2_grpc.HealthStub(await running.channel())
+        assert (await health.Check(health_pb2.HealthCheckRequest())).status
+
+        gate.go_on.set()
+        assert (await first).message == "0"
+        assert int((await second).message) > 0
+        await until(lambda: running.server.executions.running == 0)
+
+
+async def test_a_deadline_is_honoured_in_the_queue() -> None:
+    async with serving(max_concurrent_executions=1) as running:
+        gate = Gate()
+        running.sandbox.execute = gate.execute
+        stub = await running.sandbox_stub()
+        first = asyncio.ensure_future(stub.Execute(REQUEST, metadata=metadata()))
+        await gate.entered.acquire()
+        error = await failure(stub.Execute(REQUEST, metadata=metadata(), timeout=0.05))
+        assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        await until(lambda: running.server.executions.queued == 0)
+        gate.go_on.set()
+        await first
+        assert gate.entered.locked()  # the second never began
+
+
+@pytest.mark.parametrize("how", ["cancel", "deadline"])
+async def test_cancelling_a_call_reaches_the_handler_and_frees_its_place(running: Serving, how) -> None:
+    gate = Gate()
+    running.sandbox.execute = gate.execute
+    stub = await running.sandbox_stub()
+    timeout = 0.1 if how == "deadline" else None
+    call = stub.Execute(REQUEST, metadata=metadata(), timeout=timeout)
+    running_call = asyncio.ensure_future(_settled(call))
+    await gate.entered.acquire()
+    if how == "cancel":
+        call.cancel()
+    await running_call
+    async with asyncio.timeout(5):
+        await gate.cleaned.acquire()
+    await until(lambda: running.server.executions.running == 0 and len(running.server.calls) == 0)
+    expected = "DEADLINE_EXCEEDED" if how == "deadline" else "CANCELLED"
+    await until(
+        lambda: running.sample("clawbox_rpcs_total", method="/clawbox.v1.Sandbox/Execute", code=expected) == 1
+    )
+
+
+async def _settled(call) -> None:
+    try:
+        await call
+    except (grpc.aio.AioRpcError, asyncio.CancelledError):
+        pass
+
+
+async def test_a_stream_whose_reader_left_is_closed_and_frees_its_place(running: Serving) -> None:
+    gate = Gate()
+    running.sandbox.stream = gate.stream
+    stub = await running.sandbox_stub()
+    call = stub.ExecuteStream(sandbox_pb2.ExecuteStreamRequest(), metadata=metadata(NARROW))
+    await call.read()
+    call.cancel()
+    async with asyncio.timeout(5):
+        await gate.cleaned.acquire()
+    await until(lambda: running.server.executions.running == 0 and len(running.server.calls) == 0)
+    # Its stream was given back, too: this principal may have one.
+    again = stub.ExecuteStream(sandbox_pb2.ExecuteStreamRequest(), metadata=metadata(NARROW))
+    await again.read()
+    again.cancel()
+
+
+async def test_a_stream_that_writes_to_a_client_that_is_gone_is_closed(running: Serving) -> None:
+    closed = asyncio.Event()
+
+    async def flood(_request):
+        try:
+            while True:
+                yield sandbox_pb2.ExecuteStreamResponse(
+                    stdout=sandbox_pb2.OutputChunk(data=b"x" * 65536)
+                )
+        finally:
+            closed.set()
+
+    running.sandbox.stream = flood
+    channel = await running.channel()
+    call = channel.unary_stream("/clawbox.v1.Sandbox/ExecuteStream")(b"", metadata=metadata())
+    await call.read()
+    await channel.close()
+    async with asyncio.timeout(5):
+        await closed.wait()
+    await until(lambda: len(running.server.calls) == 0)
+
+
+async def test_a_stream_that_fails_midway_is_closed_and_gets_its_status(running: Serving) -> None:
+    closed = asyncio.Event()
+
+    async def fails(_request):
+        try:
+            yield sandbox_pb2.ExecuteStreamResponse()
+            raise RuntimeError
+        finally:
+            closed.set()
+
+    running.sandbox.stream = fails
+    stub = await running.sandbox_stub()
+    call = stub.ExecuteStream(sandbox_pb2.ExecuteStreamRequest(), metadata=metadata())
+    await call.read()
+    error = await failure(call.read())
+    assert details(error).reason == "INTERNAL"
+    assert closed.is_set()
+
+
+async def test_a_client_that_uploads_and_leaves_ends_the_handler(running: Serving) -> None:
+    gate = asyncio.Event()
+    ended = asyncio.Event()
+
+    async def upload(requests):
+        try:
+            async for _ in requests:
+                gate.set()
+            return sandbox_pb2.Tool()
+        finally:
+            ended.set()
+
+    running.sandbox.upload = upload
+    stub = await running.sandbox_stub()
+    call = stub.UploadTool(metadata=metadata())
+    await call.write(sandbox_pb2.UploadToolRequest(chunk=b"x"))
+    await gate.wait()
+    call.cancel()
+    async with asyncio.timeout(5):
+        await ended.wait()
+    await until(lambda: len(running.server.calls) == 0)
+
+
+async def test_requests_and_replies_of_a_bidirectional_stream_interleave(running: Serving) -> None:
+    stub = await running.containers_stub()
+    call = stub.Exec(metadata=metadata())
+    for _ in range(3):
+        await call.write(containers_pb2.ExecRequest())
+        assert await call.read() is not grpc.aio.EOF
+    await call.done_writing()
+    assert await call.read() is grpc.aio.EOF
+    assert await call.code() is grpc.StatusCode.OK
+
+
+async def test_rpcs_are_counted_by_method_and_code_and_timed(running: Serving) -> None:
+    stub = await running.system_stub()
+    await stub.GetStatus(system_pb2.GetStatusRequest(), metadata=metadata())
+    await failure(stub.GetStatus(system_pb2.GetStatusRequest()))
+    method = "/clawbox.v1.System/GetStatus"
+    assert running.sample("clawbox_rpcs_total", method=method, code="OK") == 1
+    assert running.sample("clawbox_rpcs_total", method=method, code="UNAUTHENTICATED") == 1
+    assert running.sample("clawbox_rpc_duration_seconds_count", method=method) == 2
