@@ -70,7 +70,8 @@ $(VENV)/stamps/interpreters: $(VENV)/stamps/installed $(INTERPRETER_SOURCES)
 	@$(BIN)/python -m clawbox.wasm.build.builtin
 	@touch $@
 
-$(WARM): $(VENV)/stamps/interpreters
+# What is in the cache depends on the engine's settings and on how artifacts are kept.
+$(WARM): $(VENV)/stamps/interpreters $(wildcard clawbox/wasm/engine.py clawbox/wasm/compile*.py clawbox/wasm/cache.py)
 	@echo "• compiling the interpreters into $(CACHE)"
 	@$(BIN)/python -m clawbox.wasm.compiler --builtin
 	@touch $@
