@@ -238,20 +238,26 @@ class _Steps:
 
     async def _read(self, context: Context) -> Any:
         """The one message of a call without a request stream, decoded."""
-        async with asyncio.timeout(self._read_seconds):
-            raw = await context.read()
+        raw = await self._next(context)
         if raw is grpc.aio.EOF:
             raise ClawboxError(Reason.INVALID_MESSAGE, "the call ended without a message")
         return self._decoded(raw)
 
     async def _requests(self, context: Context) -> AsyncIterator[Any]:
         """The messages of a request stream, decoded."""
-        while True:
-            async with asyncio.timeout(self._read_seconds):
-                raw = await context.read()
-            if raw is grpc.aio.EOF:
-                return
+        while (raw := await self._next(context)) is not grpc.aio.EOF:
             yield self._decoded(raw)
+
+    async def _next(self, context: Context) -> Any:
+        if self._read_seconds is None:  # the timer's cost would be a tenth of all these steps
+            return await context.read()
+        try:
+            async with asyncio.timeout(self._read_seconds):
+                return await context.read()
+        except TimeoutError:
+            raise ClawboxError(
+                Reason.DEADLINE, "no message came for {seconds} s", seconds=self._read_seconds
+            ) from None
 
     def _decoded(self, raw: bytes) -> Any:
         # Not in a thread: the protobuf runtime keeps the GIL while it parses, so that a thread would only
@@ -314,10 +320,6 @@ async def _fail(call: Call, context: Context, error: BaseException) -> None:
             # A read or write failed, because the caller is gone.
             call.code = "CANCELLED"
             return
-        case TimeoutError() if call.method.access is Access.PUBLIC:
-            error = ClawboxError(
-                Reason.DEADLINE, "no message came for {seconds} s", seconds=PUBLIC_READ_SECONDS
-            )
         case Exception() | asyncio.CancelledError():
             # A handler that raises CancelledError although nobody cancelled it would get no status at all.
             error_id = uuid.uuid4().hex
