@@ -1,0 +1,7 @@
+"""The append-only, hash-chained record of what was allowed, refused and done, and its verifier."""
+
+from clawbox.audit.log import AuditLog
+from clawbox.audit.rows import AuditRow
+from clawbox.audit.verify import BadRow, Verdict, verify
+
+__all__ = ["AuditLog", "AuditRow", "BadRow", "Verdict", "verify"]

@@ -1,0 +1,138 @@
+"""The folder of an audit log: which files there are, in which order, and how one row is found.
+
+``audit.jsonl`` is written to; files that are full are called ``audit-FIRST.jsonl`` after their first row's
+sequence. Files called ``audit-torn-…`` hold bytes that a crash left behind a last whole row.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import IO, TYPE_CHECKING
+
+from clawbox.audit.rows import AuditRow, BadLineError, decode
+from clawbox.errors import ClawboxError, Reason
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CURRENT = "audit.jsonl"
+LOCK = "audit.lock"
+RESERVE = "audit.reserve"
+
+_TAIL_BYTES = 256 << 10  # longer than any row
+_CLOSED = re.compile(r"audit-(\d{20})\.jsonl")
+
+
+def closed_name(first_sequence: int) -> str:
+    """What a full file is called."""
+    return f"audit-{first_sequence:020d}.jsonl"
+
+
+def torn_name(after_sequence: int, number: int) -> str:
+    """What a file with the remains of a row is called."""
+    return f"audit-torn-{after_sequence:020d}-{number}.bin"
+
+
+def closed_files(folder: Path) -> list[tuple[int, Path]]:
+    """Full files with the sequence of their first row, oldest first."""
+    return sorted(
+        (int(name[1]), path)
+        for path in folder.iterdir()
+        if (name := _CLOSED.fullmatch(path.name)) is not None
+    )
+
+
+def first_sequence(path: Path) -> int | None:
+    """The sequence of a file's first row; None when it has no whole row or does not exist."""
+    try:
+        with path.open("rb") as file:
+            line = file.readline()
+        return decode(line.rstrip(b"\n"))[0].sequence
+    except (FileNotFoundError, BadLineError):
+        return None
+
+
+def last_row(fd: int, size: int) -> tuple[tuple[int, str] | None, int]:
+    """Sequence and hash of the last good row of a file, and where it ends.
+
+    Raises AUDIT_UNAVAILABLE when there are bytes but no good row near the end: no crash does that.
+    """
+    start = max(0, size - _TAIL_BYTES)
+    data = os.pread(fd, size - start, start)
+    end = len(data)
+    while (end := data.rfind(b"\n", 0, end)) >= 0:
+        begin = data.rfind(b"\n", 0, end) + 1
+        try:
+            row, digest = decode(data[begin:end])
+        except BadLineError:
+            continue
+        return (row.sequence, digest), start + end + 1
+    if start:
+        raise ClawboxError(
+            Reason.AUDIT_UNAVAILABLE,
+            "the end of the audit log holds no whole row; verify it, and move it away",
+        )
+    return None, 0
+
+
+class HistoryReader:
+    """Reads the rows after a sequence number in order, as far as they are kept. Not safe for two threads."""
+
+    def __init__(self, folder: Path, after: int) -> None:
+        self._folder = folder
+        self.position = after
+        """Sequence of the last row that was read."""
+        self._file: IO[bytes] | None = None
+        self._first = -1
+
+    def read(self, limit: int) -> list[AuditRow]:
+        """The next rows, at most so many; none when there are no more for now."""
+        rows: list[AuditRow] = []
+        while len(rows) < limit:
+            if self._file is None and not self._open_next():
+                break
+            assert self._file is not None
+            place = self._file.tell()
+            line = self._file.readline()
+            if not line.endswith(b"\n"):
+                self._file.seek(place)  # the rest of the row may come
+                if not self._open_next():
+                    break
+                continue
+            try:
+                row, _ = decode(line[:-1])
+            except BadLineError:
+                continue  # verify() is there to tell; a watcher gets what can be read
+            if row.sequence > self.position:
+                self.position = row.sequence
+                rows.append(row)
+        return rows
+
+    def close(self) -> None:
+        """Close the file that is open."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _open_next(self) -> bool:
+        """Open the file with the next row, or the first one after the file that is open."""
+        while True:
+            files = closed_files(self._folder)
+            current = self._folder / CURRENT
+            if (first := first_sequence(current)) is not None:
+                files.append((first, current))
+            files = [(first, path) for first, path in files if first > self._first]
+            if not files:
+                return False
+            index = 0
+            if self._first < 0:
+                index = max(0, sum(first <= self.position + 1 for first, _ in files) - 1)
+            first, path = files[index]
+            try:
+                file = path.open("rb")
+            except FileNotFoundError:
+                continue  # it was closed and got its other name, or was removed for its age
+            self.close()
+            self._file, self._first = file, first
+            return True

@@ -1,0 +1,446 @@
+"""The audit log while a server writes to it.
+
+A row is one ``write`` to the page cache, about 20 µs: it survives the death of the server at once, and that
+of the machine once the kernel was asked to store it, which happens in the background every second. While the
+disk is full, rows of what already runs go into a reserve that was set aside for them (threats.md, 99).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+import time
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import structlog
+
+from clawbox.audit.files import (
+    CURRENT,
+    LOCK,
+    RESERVE,
+    closed_files,
+    closed_name,
+    first_sequence,
+    last_row,
+    torn_name,
+)
+from clawbox.audit.rows import FIRST_PREV, AuditRow, encode, make_row
+from clawbox.audit.watch import Watchers
+from clawbox.errors import ClawboxError, Reason
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+    from pathlib import Path
+    from types import TracebackType
+
+MIN_AGE_S = 24 * 3600.0
+"""A full file is kept at least this long, however many there are: a flood must not wash the traces away
+(threats.md, 75)."""
+RESERVE_BYTES = 1 << 20
+COUNTED_BURST = 20
+COUNTED_WINDOW_S = 60.0
+
+_SYNC_EVERY_S = 1.0
+_RETRY_EVERY_S = 0.25
+
+_log = structlog.stdlib.get_logger("clawbox.audit")
+
+
+class AuditLog:
+    """Appends rows to ``folder``, which it has to itself from ``async with`` on.
+
+    Entering raises AUDIT_UNAVAILABLE when another server writes there, when others than the owner may write
+    there, or when the folder cannot be used. ``on_failure`` is called for each row that could not be written.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        on_error: Literal["refuse", "continue"] = "refuse",
+        max_file_bytes: int = 10 << 20,
+        keep_files: int = 100,
+        on_failure: Callable[[], None] | None = None,
+    ) -> None:
+        self._folder = folder
+        self._refuse = on_error == "refuse"
+        self._max_file_bytes = max_file_bytes
+        self._keep_files = keep_files
+        self._on_failure = on_failure
+        self._lock_fd = self._fd = -1
+        self._size = 0
+        self._file_first = 1
+        self._last = 0
+        self._head = FIRST_PREV
+        self._reserve = False
+        self._failure = ""
+        self._lost = 0
+        self._next_try = 0.0
+        self._windows: dict[str, _Window] = {}
+        self._watchers = Watchers(folder, lambda: self._last)
+        self._dirty = asyncio.Event()
+        self._full: list[int] = []  # descriptors of full files, to be stored and closed
+        self._closing = asyncio.Event()
+        self._keeper: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        try:
+            self._open()
+        except OSError as error:
+            self._close()
+            raise _unavailable(self._folder, error.strerror or str(error)) from error
+        except BaseException:
+            self._close()
+            raise
+        self._keeper = asyncio.create_task(self._keep(), name="audit-keeper")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for window in list(self._windows.values()):
+            self._close_window(window)
+        self._watchers.end()
+        self._closing.set()
+        self._dirty.set()
+        if self._keeper is not None:
+            await self._keeper
+        self._close()
+
+    @property
+    def head(self) -> str:
+        """``SEQUENCE:HASH`` of the last row, for :func:`clawbox.audit.verify`; empty when there is none."""
+        return f"{self._last}:{self._head}" if self._last else ""
+
+    @property
+    def failure(self) -> str:
+        """Why rows cannot be written just now; empty when they can."""
+        return self._failure
+
+    @property
+    def lost(self) -> int:
+        """Rows that could not be written since writing failed."""
+        return self._lost
+
+    def append(
+        self, kind: str, *, principal: str = "", request_id: str = "", decision: str = "", **fields: Any
+    ) -> int:
+        """Write a row now; returns its sequence, or 0 when it could not be written.
+
+        ``fields`` are JSON values; each is cut at 1 KiB. Never raises: what a row tells of has happened. What
+        must not happen unrecorded asks :meth:`require` first.
+        """
+        if self._failure and not self._recover():
+            return self._lose()
+        row = self._row(kind, principal, request_id, decision, fields)
+        try:
+            self._put(row)
+        except OSError as error:
+            self._fail(error)
+            return self._lose()
+        return row.sequence
+
+    def append_counted(
+        self, kind: str, *, principal: str = "", request_id: str = "", decision: str = "", **fields: Any
+    ) -> None:
+        """Write a row of something that strangers can cause as often as they like (threats.md, 75).
+
+        Of each kind, the first ones of a minute have a row each; the rest of that minute become one row, with
+        their ``count`` and ``window_s``.
+        """
+        window = self._windows.get(kind)
+        if window is None:
+            window = self._windows[kind] = _Window(kind, decision)
+            loop = asyncio.get_running_loop()
+            window.timer = loop.call_later(COUNTED_WINDOW_S, self._close_window, window)
+        if window.rows < COUNTED_BURST:
+            window.rows += 1
+            self.append(kind, principal=principal, request_id=request_id, decision=decision, **fields)
+        else:
+            window.count += 1
+
+    def require(self) -> None:
+        """Raise AUDIT_UNAVAILABLE when rows cannot be written and nothing may happen unrecorded."""
+        if self._refuse and not self.available():
+            raise ClawboxError(
+                Reason.AUDIT_UNAVAILABLE,
+                "the audit log cannot be written: {problem}",
+                retry_after=1.0,
+                problem=self._failure,
+            )
+
+    def available(self) -> bool:
+        """Whether rows can be written, as far as can be told without writing one."""
+        if not self._failure:
+            try:
+                if not self._file_is_in_place():
+                    raise OSError(errno.ESTALE, "the file was removed or replaced")  # noqa: TRY301
+                if not self._reserve:
+                    self._make_reserve()
+            except OSError as error:
+                self._fail(error)
+        return not self._failure or self._recover()
+
+    async def watch(
+        self,
+        *,
+        after_sequence: int | None = None,
+        kinds: frozenset[str] = frozenset(),
+        principal: str | None = None,
+    ) -> AsyncGenerator[AuditRow]:
+        """Rows as they are written, and before them those after ``after_sequence`` that are kept.
+
+        ``kinds`` empty: all. ``principal`` None: everyone's. Ends when the log is closed. Raises SLOW_READER
+        when the reader is 1,024 rows behind; it can go on after the last sequence that it saw.
+        """
+
+        def wanted(row: AuditRow) -> bool:
+            return (not kinds or row.kind in kinds) and (principal is None or row.principal == principal)
+
+        async with contextlib.aclosing(self._watchers.follow(after_sequence, wanted)) as rows:
+            async for row in rows:
+                yield row
+
+    # Writing
+
+    def _row(
+        self, kind: str, principal: str, request_id: str, decision: str, fields: dict[str, Any]
+    ) -> AuditRow:
+        return make_row(
+            self._last + 1,
+            self._head,
+            kind=kind,
+            principal=principal,
+            request_id=request_id,
+            decision=decision,
+            fields=fields,
+        )
+
+    def _put(self, row: AuditRow) -> None:
+        """Write a row, from the reserve if need be; raises OSError."""
+        line, digest = encode(row)
+        try:
+            self._write(line)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self._reserve:
+                raise
+            # What runs already is recorded from the reserve; require() lets nothing new begin without one.
+            (self._folder / RESERVE).unlink()
+            self._reserve = False
+            _log.error("the disk is full: the audit log uses its reserve", folder=str(self._folder))
+            self._write(line)
+        if self._size == 0:
+            self._file_first = row.sequence
+        self._size += len(line)
+        self._last, self._head = row.sequence, digest
+        self._dirty.set()
+        self._watchers.offer(row)
+        if self._size >= self._max_file_bytes:
+            self._rotate()
+
+    def _write(self, line: bytes) -> None:
+        written = os.write(self._fd, line)
+        if written != len(line):
+            os.ftruncate(self._fd, self._size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _rotate(self) -> None:
+        try:
+            current = self._folder / CURRENT
+            current.rename(self._folder / closed_name(self._file_first))
+            full, self._fd = self._fd, self._open_current()
+            self._size = 0
+        except OSError as error:
+            self._fail(error)  # the row is written; the next one has to find a file first
+            return
+        self._full.append(full)
+
+    def _fail(self, error: OSError) -> None:
+        if not self._failure:
+            _log.error("the audit log cannot be written", folder=str(self._folder), error=str(error))
+        self._failure = error.strerror or str(error)
+
+    def _lose(self) -> int:
+        self._lost += 1
+        if self._on_failure is not None:
+            self._on_failure()
+        return 0
+
+    def _recover(self) -> bool:
+        """Try to write again, at most a few times a second; a row tells of those that were lost."""
+        now = time.monotonic()
+        if now < self._next_try:
+            return False
+        self._next_try = now + _RETRY_EVERY_S
+        try:
+            self._reopen()
+            self._make_reserve()
+            if self._lost:
+                gap = {"cause": self._failure, "lost": self._lost}
+                self._put(self._row("audit_gap", "", "", "recorded", gap))
+        except OSError as error:
+            self._failure = error.strerror or str(error)
+            return False
+        _log.warning("the audit log can be written again", lost=self._lost, cause=self._failure)
+        self._failure, self._lost = "", 0
+        return True
+
+    def _close_window(self, window: _Window) -> None:
+        if window.timer is not None:
+            window.timer.cancel()
+        if self._windows.get(window.kind) is window:
+            del self._windows[window.kind]
+        if window.count:
+            self.append(window.kind, decision=window.decision, count=window.count, window_s=COUNTED_WINDOW_S)
+
+    def _file_is_in_place(self) -> bool:
+        mine = os.fstat(self._fd)
+        try:
+            found = (self._folder / CURRENT).stat()
+        except FileNotFoundError:
+            return False
+        return (found.st_dev, found.st_ino) == (mine.st_dev, mine.st_ino)
+
+    # Opening and closing
+
+    def _open(self) -> None:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mode = self._folder.stat().st_mode
+        if mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise _unavailable(self._folder, "others than its owner can write there (chmod go-w)")
+        self._lock_fd = os.open(self._folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _unavailable(self._folder, "another server writes there") from None
+        self._fd = self._open_current()
+        torn = self._find_end()
+        if (first := first_sequence(self._folder / CURRENT)) is not None:
+            self._file_first = first
+        try:
+            self._make_reserve()
+        except OSError as error:
+            self._fail(error)
+        if torn is not None:
+            self.append("audit_gap", decision="recorded", **torn)
+
+    def _open_current(self) -> int:
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        return os.open(self._folder / CURRENT, flags, 0o600)
+
+    def _reopen(self) -> None:
+        fd = self._open_current()
+        new, old = os.fstat(fd), os.fstat(self._fd)
+        os.close(self._fd)
+        self._fd = fd
+        if (new.st_dev, new.st_ino) != (old.st_dev, old.st_ino):
+            self._size = new.st_size
+        elif new.st_size > self._size:
+            os.ftruncate(fd, self._size)  # the beginning of a row that could not be finished
+
+    def _find_end(self) -> dict[str, Any] | None:
+        """Take up the chain at its last good row; bytes after it are set aside and described."""
+        self._size = os.fstat(self._fd).st_size
+        good, end = last_row(self._fd, self._size)
+        if good is None:
+            for _, path in reversed(closed_files(self._folder)):
+                with path.open("rb") as file:
+                    before, _ = last_row(file.fileno(), os.fstat(file.fileno()).st_size)
+                if before is not None:
+                    self._last, self._head = before
+                    break
+        else:
+            self._last, self._head = good
+        if end == self._size:
+            return None
+        number = 0
+        while (aside := self._folder / torn_name(self._last, number)).exists():
+            number += 1
+        rest = os.pread(self._fd, self._size - end, end)
+        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(rest)
+        os.ftruncate(self._fd, end)
+        self._size = end
+        _log.warning("the end of the audit log was torn and is set aside", file=str(aside), bytes=len(rest))
+        return {"cause": "torn by a crash", "bytes": len(rest), "file": aside.name}
+
+    def _make_reserve(self) -> None:
+        if self._reserve:
+            return
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = os.open(self._folder / RESERVE, flags, 0o600)
+        try:
+            os.posix_fallocate(fd, 0, RESERVE_BYTES)
+        except OSError:
+            (self._folder / RESERVE).unlink()
+            raise
+        finally:
+            os.close(fd)
+        self._reserve = True
+
+    async def _keep(self) -> None:
+        """Have the kernel store what was written, and remove files that are both too many and old enough."""
+        while True:
+            self._prune()
+            await self._dirty.wait()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), _SYNC_EVERY_S)
+            self._dirty.clear()
+            full, self._full = self._full, []
+            # A copy: the file may be full and replaced while the thread is at it.
+            fds = [*full, os.dup(self._fd)]
+            try:
+                await asyncio.to_thread(_store, fds)
+            except OSError as error:
+                self._fail(error)
+            if self._closing.is_set():
+                return
+
+    def _prune(self) -> None:
+        try:
+            for _, path in closed_files(self._folder)[: -self._keep_files]:
+                if time.time() - path.stat().st_mtime < MIN_AGE_S:
+                    break
+                path.unlink()
+        except OSError as error:
+            _log.warning("an old audit file could not be removed", error=str(error))
+
+    def _close(self) -> None:
+        for fd in (*self._full, self._fd, self._lock_fd):
+            if fd >= 0:
+                os.close(fd)
+        self._full = []
+        self._fd = self._lock_fd = -1
+
+
+class _Window:
+    """What was counted of one kind in one minute."""
+
+    def __init__(self, kind: str, decision: str) -> None:
+        self.kind = kind
+        self.decision = decision
+        self.rows = 0
+        self.count = 0
+        self.timer: asyncio.TimerHandle | None = None
+
+
+def _store(fds: list[int]) -> None:
+    try:
+        for fd in fds:
+            os.fdatasync(fd)
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def _unavailable(folder: Path, problem: str) -> ClawboxError:
+    return ClawboxError(
+        Reason.AUDIT_UNAVAILABLE,
+        "the audit log in {folder} cannot be written: {problem}",
+        folder=folder,
+        problem=problem,
+    )
