@@ -211,22 +211,21 @@ def _private_text(file: Path) -> str:
     try:
         # Not blocking, so that a FIFO in the token's place is refused rather than waited for.
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            mode = os.fstat(descriptor).st_mode
+            if not stat.S_ISREG(mode):
+                raise _refused(file, "something that is not a file", "a file")
+            if mode & 0o077:
+                found = f"mode {stat.S_IMODE(mode):04o}, so that others can use it"
+                raise _refused(file, found, f"mode 0600: chmod 600 {file}")
+            data = os.read(descriptor, _LARGEST_TOKEN_FILE + 1)
+        finally:
+            os.close(descriptor)
     except FileNotFoundError:
-        raise _refused(
-            file, "no such file", "the file that `clawbox init` makes; or server.auth_token"
-        ) from None
+        accepted = "the file that `clawbox init` makes; or server.auth_token"
+        raise _refused(file, "no such file", accepted) from None
     except OSError as error:
         raise _refused(file, error.strerror or "an error", "a file that the server can read") from None
-    with open(descriptor, "rb") as stream:  # noqa: PTH123 - pathlib opens names, not descriptors
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise _refused(file, "something that is not a file", "a file")
-        if status.st_mode & 0o077:
-            mode = stat.S_IMODE(status.st_mode)
-            raise _refused(
-                file, f"mode {mode:04o}, so that others can read the token", f"mode 0600: chmod 600 {file}"
-            )
-        data = stream.read(_LARGEST_TOKEN_FILE + 1)
     if len(data) > _LARGEST_TOKEN_FILE:
         raise _refused(file, "a huge file", "one line")
     return data.decode("ascii", errors="replace").strip()

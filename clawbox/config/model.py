@@ -11,7 +11,6 @@ absolute. Secrets are ``SecretStr``.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from pydantic import Field, PrivateAttr, model_validator
@@ -38,6 +37,7 @@ from clawbox.config.serving import (
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,8 +34,8 @@ Made from the models in `clawbox/config` by `python -m clawbox.config.reference`
 
 The settings file is TOML. It is `--config FILE`, else `${FILE_VARIABLE}`, else the first of
 `~/.clawbox/config.toml`, `~/.clawbox/config/clawbox.toml` and `config/default.toml` that exists. Without
-one, the defaults are in force. `clawbox init` writes one, `clawbox config check` says everything that is wrong with
-it, and `clawbox config show` shows every setting in force, where it comes from, and secrets masked.
+one, the defaults are in force. `clawbox init` writes one, `clawbox config check` says everything that is
+wrong with it, and `clawbox config show` shows every setting in force and where it comes from, secrets masked.
 
 * Every key can also come from the environment, as `CLAWBOX_SECTION__KEY`, which wins over the file. Lists are
   written with commas or as JSON, tables as JSON. Keys whose rows name a variable can also be set by that; a

@@ -1,0 +1,114 @@
+"""Tokens of the settings file are applied while the server runs."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from clawbox.auth import TokenTable, watch_tokens
+from clawbox.config import Config
+from clawbox.config.edit import add_token, initialise, remove_token
+from clawbox.errors import ClawboxError
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("CLAWBOX_AUTH_TOKEN", raising=False)
+    return initialise(tmp_path / "box").folder
+
+
+def knows(table: TokenTable, token: str) -> bool:
+    try:
+        table.authenticate(f"Bearer {token}")
+    except ClawboxError:
+        return False
+    return True
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_added_and_revoked_tokens_take_effect(folder: Path) -> None:
+    file = folder / "config.toml"
+    config = Config.load(file)
+    table = TokenTable.of(config)
+    async with watch_tokens(table, config):
+        token = add_token(file, {"name": "n", "scopes": ["sandbox:read"]})
+        await until(lambda: knows(table, token))
+        assert table.authenticate(f"Bearer {token}").scopes == {"sandbox:read"}
+        remove_token(file, "n")
+        await until(lambda: not knows(table, token))
+        assert table.names == ("admin",)
+
+
+async def test_a_broken_file_keeps_the_tokens_and_is_reported(folder: Path) -> None:
+    file = folder / "config.toml"
+    token = add_token(file, {"name": "n", "scopes": []})
+    good = file.read_text()
+    config = Config.load(file)
+    table = TokenTable.of(config)
+    async with watch_tokens(table, config):
+        file.write_text("[auth\n")
+        await until(lambda: table.problem is not None)
+        assert "syntax error" in (table.problem or "")
+        assert knows(table, token)
+        file.write_text(good)
+        await until(lambda: table.problem is None)
+        assert knows(table, token)
+
+
+async def test_a_new_administrator_s_token_voids_the_old_one(folder: Path) -> None:
+    config = Config.load(folder / "config.toml")
+    table = TokenTable.of(config)
+    old = (folder / "token").read_text().strip()
+    async with watch_tokens(table, config):
+        initialise(folder, force=True)
+        new = (folder / "token").read_text().strip()
+        await until(lambda: knows(table, new))
+        assert not knows(table, old)
+
+
+async def test_a_token_file_that_becomes_readable_by_others_is_reported(folder: Path) -> None:
+    config = Config.load(folder / "config.toml")
+    table = TokenTable.of(config)
+    async with watch_tokens(table, config):
+        (folder / "token").chmod(0o644)
+        await until(lambda: table.problem is not None)
+        assert "chmod 600" in (table.problem or "")
+
+
+async def test_a_folder_that_is_replaced_is_found_again(folder: Path) -> None:
+    config = Config.load(folder / "config.toml")
+    table = TokenTable.of(config)
+    async with watch_tokens(table, config):
+        folder.rename(folder.with_name("old"))
+        await until(lambda: table.problem is not None)
+        initialise(folder)
+        new = (folder / "token").read_text().strip()
+        await until(lambda: knows(table, new))
+
+
+async def test_leaving_ends_the_watching_at_once(folder: Path) -> None:
+    config = Config.load(folder / "config.toml")
+    table = TokenTable.of(config)
+    before = asyncio.all_tasks()
+    loop = asyncio.get_running_loop()
+    async with watch_tokens(table, config):
+        await asyncio.sleep(0)
+        start = loop.time()
+    assert loop.time() - start < 0.9, "it waited for the next look"
+    assert asyncio.all_tasks() == before
+
+
+async def test_without_files_there_is_nothing_to_watch() -> None:
+    from clawbox.config import ServerSettings
+
+    config = Config(server=ServerSettings.model_validate({"auth_token": "abc"}))
+    table = TokenTable.of(config)
+    async with watch_tokens(table, config):
+        pass
+    assert knows(table, "abc")
