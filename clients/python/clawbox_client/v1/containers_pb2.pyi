@@ -1662,13 +1662,13 @@ class ContainersLogsRequest(_message.Message):
         offsets: Global___LogOffsets | None = ...,
         follow: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["from", b"from", "offsets", b"offsets", "since", b"since", "tail_lines", b"tail_lines"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin", "offsets", b"offsets", "since", b"since", "tail_lines", b"tail_lines"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["container_id", b"container_id", "follow", b"follow", "from", b"from", "offsets", b"offsets", "since", b"since", "streams", b"streams", "tail_lines", b"tail_lines"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin", "container_id", b"container_id", "follow", b"follow", "offsets", b"offsets", "since", b"since", "streams", b"streams", "tail_lines", b"tail_lines"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_from: _TypeAlias = _typing.Literal["tail_lines", "since", "offsets"]  # noqa: Y015
-    _WhichOneofArgType_from: _TypeAlias = _typing.Literal["from", b"from"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType_from) -> _WhichOneofReturnType_from | None: ...
+    _WhichOneofReturnType_begin: _TypeAlias = _typing.Literal["tail_lines", "since", "offsets"]  # noqa: Y015
+    _WhichOneofArgType_begin: _TypeAlias = _typing.Literal["begin", b"begin"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_begin) -> _WhichOneofReturnType_begin | None: ...
 
 Global___ContainersLogsRequest: _TypeAlias = ContainersLogsRequest  # noqa: Y015
 
