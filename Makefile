@@ -12,8 +12,8 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 
 VENV := .venv
 BIN := $(VENV)/bin
-# setuptools warns about every editable installation.
-PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip --disable-pip-version-check --no-input --no-cache-dir --only-binary :all: --quiet
+# Wheels only: nothing is ever compiled here. setuptools warns about every editable installation.
+PIP := PIP_ONLY_BINARY=:all: PYTHONWARNINGS=ignore $(BIN)/python -m pip --disable-pip-version-check --no-input --no-cache-dir --quiet
 PROJECT := clients/python/pyproject.toml pyproject.toml
 
 # The tools that set-up runs keep their own caches; here they stay inside .venv.
