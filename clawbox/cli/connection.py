@@ -85,9 +85,9 @@ class ClientSettings:
 def client_settings(environ: Mapping[str, str]) -> ClientSettings:
     """Address and token file as ``clawbox serve`` on this machine would have them.
 
-    The settings file is ``$CLAWBOX_CONFIG``, ``~/.clawbox/config.toml`` or ``~/.clawbox/config/clawbox.toml``;
-    never ``config/default.toml`` of the folder at hand, because a folder from elsewhere must not decide who
-    is sent the token. Only ``server.host``, ``server.port`` and ``server.auth_token_file`` are read.
+    The settings file is ``$CLAWBOX_CONFIG``, ``~/.clawbox/config.toml``, ``~/.clawbox/config/clawbox.toml``,
+    never ``config/default.toml`` of the folder at hand: a folder from elsewhere must not decide who is sent
+    the token. Only ``server.host``, ``server.port`` and ``server.auth_token_file`` are read.
     Raises CliError when the file cannot be read.
     """
     home = Path("~/.clawbox").expanduser()
@@ -201,6 +201,8 @@ def takes_server(function: Callable[..., None]) -> Callable[..., None]:
 
     command.__name__ = function.__name__
     command.__doc__ = function.__doc__
-    command.__signature__ = inspect.Signature([*own, *added.values()])  # type: ignore[attr-defined]
+    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in (*own, *added.values())]
+    )
     command.__annotations__ = {}
     return command

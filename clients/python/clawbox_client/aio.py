@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack
 
 import grpc
@@ -11,7 +11,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2
 
 from clawbox_client import requests, results, system, tools
-from clawbox_client.channel import authorized_aio, open_aio_channel
+from clawbox_client.channel import authorized, authorized_aio, open_aio_channel, open_channel
 from clawbox_client.connection import (
     DEFAULT_ADDRESS,
     DEFAULT_DEADLINE,
@@ -25,7 +25,7 @@ from clawbox_client.v1 import sandbox_pb2, sandbox_pb2_grpc, system_pb2, system_
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from types import TracebackType
 
     from clawbox_client.requests import RunOptions
@@ -121,6 +121,7 @@ class Client:
         )
         self.address = address
         self._deadline = deadline
+        self._connection = connection
         self._channel = open_aio_channel(connection)
         channel = authorized_aio(self._channel, connection.token)
         self.sandbox = sandbox_pb2_grpc.SandboxStub(channel)
@@ -261,25 +262,28 @@ class Client:
         principals see it (only an administrator may say).
         Raises OSError, and ValueError for what is no manifest.
         """
-        upload = await asyncio.to_thread(tools.Upload, source, size_bytes)
+        # grpc.aio answers a refusal that comes while it writes with INTERNAL, and the server's own words are
+        # lost more often than not. A blocking channel for this one call keeps them.
+        loop = asyncio.get_running_loop()
+        pieces = source if not isinstance(source, AsyncIterator) else _in_thread(source, loop)
+        upload = await asyncio.to_thread(tools.Upload, pieces, size_bytes)
         start = requests.upload_start(name, upload, manifest, replace=replace, published=published)
-        call = self.sandbox.UploadTool(timeout=deadline)
-        try:
-            # A server that refuses early ends the call, and what it said is what awaiting it raises.
-            with contextlib.suppress(asyncio.InvalidStateError):
-                await call.write(start)
-                sent = 0
-                async for chunk in upload.achunks():
-                    await call.write(sandbox_pb2.UploadToolRequest(chunk=chunk))
-                    sent += len(chunk)
-                    if progress is not None:
-                        progress(sent, upload.size_bytes)
-                await call.done_writing()
-            return tools.tool(await call)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
-        finally:
-            call.cancel()  # does nothing to a call that has ended
+        ended = asyncio.Event()
+        with open_channel(self._connection) as channel:
+            stub = sandbox_pb2_grpc.SandboxStub(authorized(channel, self._connection.token))
+            messages = upload.messages(start, None if progress is None else _in_loop(progress, loop))
+            call = stub.UploadTool.future(messages, timeout=deadline)
+            try:
+                call.add_done_callback(_in_loop(lambda _: ended.set(), loop))
+                await ended.wait()
+                reply = call.result()
+            except grpc.RpcError as error:
+                raise upload.failure or from_rpc_error(error) from error
+            finally:
+                call.cancel()  # when this task is cancelled; it does nothing to a call that has ended
+        if upload.failure is not None:
+            raise upload.failure
+        return tools.tool(reply)
 
     async def delete_tool(self, name: str, *, deadline: float | None = None) -> None:
         """Deletes a tool; calls that run it finish."""
@@ -341,3 +345,22 @@ async def _unary(
         return await method(request, timeout=deadline, wait_for_ready=wait)
     except grpc.RpcError as error:
         raise from_rpc_error(error) from error
+
+
+def _in_thread(pieces: AsyncIterator[bytes], loop: asyncio.AbstractEventLoop) -> Iterator[bytes]:
+    """The pieces for a reader in another thread, made in the loop."""
+
+    async def pull() -> bytes | None:
+        return await anext(pieces, None)
+
+    while (piece := asyncio.run_coroutine_threadsafe(pull(), loop).result()) is not None:
+        yield piece
+
+
+def _in_loop(function: Callable[..., object], loop: asyncio.AbstractEventLoop) -> Callable[..., None]:
+    """The function, called in the loop by whoever calls what this returns."""
+
+    def call(*arguments: object) -> None:
+        loop.call_soon_threadsafe(function, *arguments)
+
+    return call

@@ -232,7 +232,7 @@ class SyncClient:
     def upload_tool(
         self,
         name: str,
-        source: tools.UploadSource,
+        source: tools.BlockingSource,
         *,
         manifest: tools.Manifest | None = None,
         size_bytes: int | None = None,
@@ -249,30 +249,15 @@ class SyncClient:
         """
         upload = tools.Upload(source, size_bytes)
         start = requests.upload_start(name, upload, manifest, replace=replace, published=published)
-        failures: list[BaseException] = []
-
-        def messages() -> Iterator[sandbox_pb2.UploadToolRequest]:
-            # Runs in a thread of grpc, which would log an exception and tell the caller nothing of it. Ending
-            # the stream early instead makes the server refuse the upload.
-            try:
-                yield start
-                sent = 0
-                for chunk in upload.chunks():
-                    yield sandbox_pb2.UploadToolRequest(chunk=chunk)
-                    sent += len(chunk)
-                    if progress is not None:
-                        progress(sent, upload.size_bytes)
-            except Exception as error:  # noqa: BLE001 - raised below, in the caller's thread
-                failures.append(error)
-
+        call = self.sandbox.UploadTool.future(upload.messages(start, progress), timeout=deadline)
         try:
-            reply = self.sandbox.UploadTool(messages(), timeout=deadline)
+            reply = call.result()
         except grpc.RpcError as error:
-            if failures:
-                raise failures[0] from None
-            raise from_rpc_error(error) from error
-        if failures:
-            raise failures[0]
+            raise upload.failure or from_rpc_error(error) from error
+        finally:
+            call.cancel()  # when interrupted; it does nothing to a call that has ended
+        if upload.failure is not None:
+            raise upload.failure
         return tools.tool(reply)
 
     def delete_tool(self, name: str, *, deadline: float | None = None) -> None:

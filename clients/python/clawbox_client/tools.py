@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +15,8 @@ from clawbox_client.results import Json, whole_numbers, word
 from clawbox_client.v1 import capabilities_pb2, sandbox_pb2
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+
     from google.protobuf.timestamp_pb2 import Timestamp
 
 CHUNK_BYTES = 64 << 10
@@ -24,8 +25,11 @@ CHUNK_BYTES = 64 << 10
 Manifest: TypeAlias = "Mapping[str, Json] | sandbox_pb2.ToolManifest"
 """A manifest: as in a NAME.json file, or as the message."""
 
-UploadSource: TypeAlias = "str | os.PathLike[str] | bytes | Iterable[bytes] | AsyncIterator[bytes]"
+BlockingSource: TypeAlias = "str | os.PathLike[str] | bytes | Iterable[bytes]"
 """A module: the path of its file, its bytes, or its bytes in pieces of any size (with ``size_bytes``)."""
+
+UploadSource: TypeAlias = "BlockingSource | AsyncIterator[bytes]"
+"""The same for the asyncio client, which takes asynchronous pieces too."""
 
 Progress: TypeAlias = "Callable[[int, int], None]"
 """Told after each chunk how many bytes of how many were sent; by the blocking client in another thread."""
@@ -197,9 +201,9 @@ class Upload:
     Raises OSError when a file cannot be read, ValueError when pieces come without ``size_bytes``.
     """
 
-    def __init__(self, source: UploadSource, size_bytes: int | None) -> None:
+    def __init__(self, source: BlockingSource, size_bytes: int | None) -> None:
         self.sha256 = ""
-        self._pieces: Iterable[bytes] | AsyncIterator[bytes]
+        self._pieces: Iterable[bytes]
         if isinstance(source, str | os.PathLike):
             path = Path(source)
             with path.open("rb") as file:
@@ -215,32 +219,32 @@ class Upload:
                 raise ValueError("say with size_bytes how many bytes the pieces are together")
             self.size_bytes = size_bytes
             self._pieces = source
+        self.failure: Exception | None = None
+        """What the source, or ``progress``, raised while the messages were made."""
 
-    def chunks(self) -> Iterator[bytes]:
-        """The bytes in chunks. Raises TypeError for pieces that come asynchronously."""
-        if not isinstance(self._pieces, Iterable):
-            raise TypeError("the blocking client takes no asynchronous pieces")
-        for piece in self._pieces:
-            yield from _cut(piece)
+    def messages(
+        self, start: sandbox_pb2.UploadToolRequest, progress: Progress | None
+    ) -> Iterator[sandbox_pb2.UploadToolRequest]:
+        """The messages of the call.
 
-    async def achunks(self) -> AsyncIterator[bytes]:
-        """The bytes in chunks, of either kind of pieces."""
-        if isinstance(self._pieces, AsyncIterator):
-            async for piece in self._pieces:
-                for chunk in _cut(piece):
-                    yield chunk
-        else:
+        gRPC asks for them in a thread of its own, where it would log an exception and tell the caller nothing
+        of it. Ending the stream early instead makes the server refuse the upload, and ``failure`` says why.
+        """
+        try:
+            yield start
+            sent = 0
             for piece in self._pieces:
-                for chunk in _cut(piece):
-                    yield chunk
+                for first in range(0, len(piece), CHUNK_BYTES):
+                    chunk = piece[first : first + CHUNK_BYTES]
+                    yield sandbox_pb2.UploadToolRequest(chunk=chunk)
+                    sent += len(chunk)
+                    if progress is not None:
+                        progress(sent, self.size_bytes)
+        except Exception as error:  # noqa: BLE001 - whatever the source raises
+            self.failure = error
 
 
 def _read(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         while piece := file.read(CHUNK_BYTES):
             yield piece
-
-
-def _cut(piece: bytes) -> Iterator[bytes]:
-    for start in range(0, len(piece), CHUNK_BYTES):
-        yield piece[start : start + CHUNK_BYTES]
