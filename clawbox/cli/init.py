@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -35,8 +36,8 @@ def init(
 
     def people() -> None:
         usual = made.folder == Path("~/.clawbox").expanduser()
-        option = "" if usual else f" --config {made.config_file}"
-        token = "" if usual else f" --token-file {made.token_file}"
+        option = "" if usual else f" --config {shlex.quote(str(made.config_file))}"
+        token = "" if usual else f" --token-file {shlex.quote(str(made.token_file))}"
         lines = [
             f"Settings: {made.config_file}" + ("" if made.wrote_config else " (left as they were)"),
             f"Token:    {made.token_file} (may do everything; readable by you alone)",
@@ -48,4 +49,11 @@ def init(
         ]
         write(escape("\n".join(lines) + "\n"))
 
-    show(made, as_json=as_json, people=people)
+    answer = {
+        "folder": str(made.folder),
+        "config_file": str(made.config_file),
+        "token_file": str(made.token_file),
+        "wrote_config": made.wrote_config,
+        "voided": made.voided,
+    }
+    show(answer, as_json=as_json, people=people)

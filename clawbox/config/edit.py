@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
-from tomlkit.items import AoT, Array
+from tomlkit.items import AoT, Array, Table
 
 from clawbox.config.load import check_section, load, read_file
 
@@ -84,6 +84,7 @@ def initialise(folder: Path, *, force: bool = False) -> Initialised:
                 )
             for name in ("tools", "audit"):
                 (folder / name).mkdir(mode=0o700, exist_ok=True)
+                (folder / name).chmod(0o700)  # whatever the umask took away
             if not only_token:
                 _write_private(config_file, starter())
             # Last, so that whoever is interrupted before it can run `init` again.
@@ -135,6 +136,12 @@ def remove_token(file: Path, name: str) -> None:
     def remove(document: tomlkit.TOMLDocument) -> None:
         tokens = _tokens(document)
         del tokens[_index(tokens, name)]
+        if isinstance(tokens, AoT) and not tokens:
+            # An empty array of tables would be written as a key at the head of the file.
+            auth = document["auth"]
+            del auth["tokens"]
+            if not auth and isinstance(auth, Table) and auth.is_super_table():  # nobody wrote [auth]
+                del document["auth"]
 
     def expect(data: dict[str, Any]) -> None:
         tokens = _plain_tokens(data)
@@ -199,7 +206,7 @@ def _edit(
 
 
 def _check(new: Path, wanted: dict[str, Any], file: Path) -> None:
-    if read_file(new) != wanted:
+    if _normal(read_file(new)) != _normal(wanted):
         raise EditError(
             f"the layout of {file} cannot be changed safely",
             "Write the tokens as [[auth.tokens]] tables",
@@ -207,6 +214,13 @@ def _check(new: Path, wanted: dict[str, Any], file: Path) -> None:
     check_section(
         "auth", wanted, file
     )  # only that: a fault elsewhere must not keep a token from being revoked
+
+
+def _normal(data: dict[str, Any]) -> dict[str, Any]:
+    """The values without an ``auth`` that says nothing."""
+    auth = {key: value for key, value in data.get("auth", {}).items() if key != "tokens" or value}
+    rest = {key: value for key, value in data.items() if key != "auth"}
+    return rest | ({"auth": auth} if auth else {})
 
 
 def _reads(config_file: Path, token_file: Path) -> bool:

@@ -202,4 +202,4 @@ def test_settings_made_by_code_are_checked_like_a_file() -> None:
     with pytest.raises(ValueError, match="without TLS"):
         ServerSettings(host="0.0.0.0")
     with pytest.raises(ValueError, match="frozen"):
-        ServerSettings().port = 1  # type: ignore[misc]
+        ServerSettings().port = 1
