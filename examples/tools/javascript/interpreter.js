@@ -118,7 +118,7 @@ function parses(body) {
 
 function described(thrown, code, columns) {
   if (thrown === "out of memory") {
-    return { type: "OutOfMemory", message: thrown, traceback: `${thrown}\n`, line: null };
+    return { type: "MemoryError", message: thrown, traceback: `${thrown}\n`, line: null };
   }
   if (!(thrown instanceof Error)) {
     const message = inspect(thrown);

@@ -86,7 +86,7 @@ def run(params: str) -> tuple[bool, str]:
             stream.flush()
         except (ValueError, OSError):  # closed by user code, or full
             pass
-    result = namespace.get("result", result)
+    result = None if error else namespace.get("result", result)
     try:
         return error is None, _answer(_out.text(), _err.text(), result, error)
     except BaseException:  # user code replaced what this needs

@@ -1,0 +1,3 @@
+module github-tool
+
+go 1.21

@@ -1,0 +1,3 @@
+module http-request-tool
+
+go 1.21
