@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
@@ -21,11 +20,15 @@ from clawbox_client.v1 import (
     system_pb2_grpc,
 )
 from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2_grpc
 
 from clawbox.auth import Principal, PrincipalLimits, TokenTable
 from clawbox.config import ServerSettings
 from clawbox.rpc.server import RpcServer
 from clawbox.telemetry import Metrics
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
 ADMIN = "admin-token-0123456789"
 READER = "reader-token-0123456789"
@@ -75,37 +78,37 @@ class ScriptedSandbox(sandbox_pb2_grpc.SandboxServicer):
             size += len(request.chunk)
         return sandbox_pb2.Tool(size_bytes=size)
 
-    async def Execute(self, request: Any, context: Any) -> Any:
+    async def Execute(self, request: Any, context: Any) -> Any:  # noqa: N802 - the method of the API
         return await self.execute(request)
 
-    async def ExecuteStream(self, request: Any, context: Any) -> Any:
+    async def ExecuteStream(self, request: Any, context: Any) -> Any:  # noqa: N802 - the method of the API
         async for response in self.stream(request):
             yield response
 
-    async def UploadTool(self, request_iterator: Any, context: Any) -> Any:
+    async def UploadTool(self, request_iterator: Any, context: Any) -> Any:  # noqa: N802 - the method of the API
         return await self.upload(request_iterator)
 
-    async def ListTools(self, request: Any, context: Any) -> Any:
+    async def ListTools(self, request: Any, context: Any) -> Any:  # noqa: N802 - the method of the API
         return sandbox_pb2.ListToolsResponse(next_page_token="end")
 
-    async def GetTool(self, request: Any, context: Any) -> Any:
+    async def GetTool(self, request: Any, context: Any) -> Any:  # noqa: N802 - the method of the API
         return sandbox_pb2.Tool(name=request.name)
 
-    async def RegisterTool(self, request: Any, context: Any) -> Any:
+    async def RegisterTool(self, request: Any, context: Any) -> Any:  # noqa: N802 - the method of the API
         return sandbox_pb2.RegisterToolResponse()
 
-    async def DeleteTool(self, request: Any, context: Any) -> Any:
+    async def DeleteTool(self, request: Any, context: Any) -> Any:  # noqa: N802 - the method of the API
         return sandbox_pb2.DeleteToolResponse()
 
-    async def ReloadTools(self, request: Any, context: Any) -> Any:
+    async def ReloadTools(self, request: Any, context: Any) -> Any:  # noqa: N802 - the method of the API
         return sandbox_pb2.ReloadToolsResponse()
 
 
 class ScriptedSystem(system_pb2_grpc.SystemServicer):
-    async def GetStatus(self, request: Any, context: Any) -> Any:
+    async def GetStatus(self, request: Any, context: Any) -> Any:  # noqa: N802 - the method of the API
         return system_pb2.GetStatusResponse(status="ok")
 
-    async def WatchAudit(self, request: Any, context: Any) -> Any:
+    async def WatchAudit(self, request: Any, context: Any) -> Any:  # noqa: N802 - the method of the API
         yield system_pb2.WatchAuditResponse(row=system_pb2.AuditRow(sequence=1))
         await asyncio.Event().wait()
 
@@ -132,7 +135,7 @@ class ScriptedExec:
         async for _ in requests:
             yield containers_pb2.ExecResponse()
 
-    async def Exec(self, requests: Any, context: Any) -> Any:
+    async def Exec(self, requests: Any, context: Any) -> Any:  # noqa: N802 - the method of the API
         async for response in self.exec(requests):
             yield response
 
@@ -149,10 +152,8 @@ class Serving:
     def address(self) -> str:
         return f"127.0.0.1:{self.server.port}"
 
-    async def channel(
-        self, *options: tuple[str, Any], address: str | None = None
-    ) -> grpc.aio.Channel:
-        """A channel with a connection of its own."""
+    async def channel(self, *options: tuple[str, Any], address: str | None = None) -> Any:
+        """A channel with a connection of its own; not typed, because these tests send raw bytes."""
         return await self.stack.enter_async_context(
             grpc.aio.insecure_channel(
                 address or self.address, options=[("grpc.use_local_subchannel_pool", 1), *options]
@@ -164,6 +165,9 @@ class Serving:
 
     async def containers_stub(self) -> Any:
         return containers_pb2_grpc.ContainersStub(await self.channel())
+
+    async def health_stub(self) -> Any:
+        return health_pb2_grpc.HealthStub(await self.channel())
 
     async def system_stub(self) -> Any:
         return system_pb2_grpc.SystemStub(await self.channel())
@@ -198,13 +202,16 @@ async def running() -> AsyncIterator[Serving]:
 async def failure(call: Any) -> grpc.aio.AioRpcError:
     """The error that a call, or the iteration over one, ends with; at most 5 s from now."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        async with asyncio.timeout(5):
-            if hasattr(call, "__aiter__"):
-                async for _ in call:
-                    pass
-            else:
-                await call
+        await asyncio.wait_for(_end_of(call), 5)
     return caught.value
+
+
+async def _end_of(call: Any) -> None:
+    if hasattr(call, "__aiter__"):
+        async for _ in call:
+            pass
+    else:
+        await call
 
 
 @dataclass(frozen=True)

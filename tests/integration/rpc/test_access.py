@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from typing import Any
 
 import grpc
 import pytest
@@ -77,11 +78,12 @@ async def test_a_stream_is_refused_while_its_client_sends_without_end(running: S
     # With the blocking client: in some runs the asyncio one reports its failed write, not the status.
     def send_without_end() -> grpc.StatusCode:
         with grpc.insecure_channel(running.address) as channel:
-            endless = itertools.repeat(b"x" * 65536)
+            endless: Any = itertools.repeat(b"x" * 65536)
+            upload: Any = channel.stream_unary("/clawbox.v1.Sandbox/UploadTool")
             try:
-                channel.stream_unary("/clawbox.v1.Sandbox/UploadTool")(endless, timeout=5)
+                upload(endless, timeout=5)
             except grpc.RpcError as error:
-                return error.code()  # type: ignore[attr-defined,no-any-return]
+                return error.code()
         raise AssertionError
 
     assert await asyncio.to_thread(send_without_end) is grpc.StatusCode.UNAUTHENTICATED

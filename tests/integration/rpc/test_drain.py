@@ -11,7 +11,7 @@ import grpc
 import grpc.aio
 import pytest
 from clawbox_client.v1 import sandbox_pb2, system_pb2
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
 from clawbox.rpc.drain import shutdown_on_signals
 from tests.integration.rpc.conftest import details, failure, metadata, serving
@@ -64,7 +64,7 @@ async def test_calls_that_outlive_the_grace_are_told_and_have_cleaned_up_when_dr
 async def test_new_work_is_refused_with_a_reason_while_health_still_answers() -> None:
     async with serving() as running:
         stub = await running.sandbox_stub()
-        health = health_pb2_grpc.HealthStub(await running.channel())
+        health = await running.health_stub()
         running.server.calls.refuse_new()
         running.server.health.end()
         error = await failure(stub.Execute(REQUEST, metadata=metadata()))
@@ -75,12 +75,10 @@ async def test_new_work_is_refused_with_a_reason_while_health_still_answers() ->
 
 async def test_watches_end_at_once_and_drain_is_quick() -> None:
     async with serving(grace_ms=60_000) as running:
-        health = health_pb2_grpc.HealthStub(await running.channel())
+        health = await running.health_stub()
         watching = health.Watch(health_pb2.HealthCheckRequest())
         assert (await watching.read()).status == health_pb2.HealthCheckResponse.SERVING
-        audit = (await running.system_stub()).WatchAudit(
-            system_pb2.WatchAuditRequest(), metadata=metadata()
-        )
+        audit = (await running.system_stub()).WatchAudit(system_pb2.WatchAuditRequest(), metadata=metadata())
         await audit.read()
         reflection = (await running.channel()).stream_stream(
             "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
@@ -99,7 +97,7 @@ async def test_watches_end_at_once_and_drain_is_quick() -> None:
 
 async def test_a_reader_of_health_that_does_not_read_does_not_hold_up_the_drain() -> None:
     async with serving(grace_ms=60_000) as running:
-        health = health_pb2_grpc.HealthStub(await running.channel())
+        health = await running.health_stub()
         held = health.Watch(health_pb2.HealthCheckRequest())
         await held.read()
         async with asyncio.timeout(10):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import grpc
 import pytest
@@ -34,13 +35,16 @@ async def test_an_error_carries_its_reason_domain_and_metadata(running: Serving)
 
 
 @pytest.mark.parametrize("arity", ["unary", "server stream", "client stream", "bidi"])
-async def test_an_unexpected_exception_is_internal_with_an_id_that_is_in_the_log(running: Serving, arity) -> None:
+async def test_an_unexpected_exception_is_internal_with_an_id_that_is_in_the_log(
+    running: Serving, arity
+) -> None:
     async def broken(_request):
         raise RuntimeError("the password is swordfish")
 
     async def broken_stream(_request):
+        for _ in ():
+            yield
         raise RuntimeError("the password is swordfish")
-        yield
 
     running.sandbox.execute = running.sandbox.upload = broken
     running.sandbox.stream = running.containers.exec = broken_stream
@@ -55,13 +59,16 @@ async def test_an_unexpected_exception_is_internal_with_an_id_that_is_in_the_log
 
 
 @pytest.mark.parametrize("arity", ["unary", "server stream", "client stream", "bidi"])
-async def test_a_handler_that_raises_cancelled_error_by_itself_sends_a_status(running: Serving, arity) -> None:
+async def test_a_handler_that_raises_cancelled_error_by_itself_sends_a_status(
+    running: Serving, arity
+) -> None:
     async def cancelled(_request):
         raise asyncio.CancelledError
 
     async def cancelled_stream(_request):
+        for _ in ():
+            yield
         raise asyncio.CancelledError
-        yield
 
     running.sandbox.execute = running.sandbox.upload = cancelled
     running.sandbox.stream = running.containers.exec = cancelled_stream
@@ -72,12 +79,13 @@ async def test_a_handler_that_raises_cancelled_error_by_itself_sends_a_status(ru
 @pytest.mark.parametrize("arity", ["unary", "server stream", "client stream", "bidi"])
 async def test_bytes_that_are_not_the_message_are_invalid(running: Serving, arity) -> None:
     channel = await running.channel()
-    path, make = {
+    kinds: dict[str, tuple[str, Any]] = {
         "unary": ("/clawbox.v1.Sandbox/Execute", channel.unary_unary),
         "server stream": ("/clawbox.v1.Sandbox/ExecuteStream", channel.unary_stream),
         "client stream": ("/clawbox.v1.Sandbox/UploadTool", channel.stream_unary),
         "bidi": ("/clawbox.v1.Containers/Exec", channel.stream_stream),
-    }[arity]
+    }
+    path, make = kinds[arity]
     garbage = b"\xff\xff\xff"
     request = iter([garbage]) if arity in ("client stream", "bidi") else garbage
     error = await failure(make(path)(request, metadata=metadata()))
@@ -102,12 +110,13 @@ async def test_a_method_that_is_not_served_is_unimplemented_with_a_reason(runnin
 
 async def test_a_status_fits_into_the_metadata_that_clients_accept_by_default(running: Serving) -> None:
     async def verbose(_request):
+        metadata: dict[str, Any] = {f"key{n}": "v" * 5_000 for n in range(200)}
         raise ClawboxError(
             Reason.INVALID_INPUT,
             "ж{text}",
             violations=[FieldViolation(f"params/{n}", "ж" * 900, "type") for n in range(500)],
             text="ж" * 50_000,
-            **{f"key{n}": "v" * 5_000 for n in range(200)},
+            **metadata,
         )
 
     running.sandbox.execute = verbose

@@ -7,7 +7,7 @@ import grpc.aio
 import pytest
 from clawbox_client.v1 import sandbox_pb2
 from google.protobuf import descriptor_pb2, descriptor_pool
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from clawbox.rpc.methods import REFLECTION_SERVICES
@@ -18,12 +18,8 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
-async def health(running: Serving):
-    return health_pb2_grpc.HealthStub(await running.channel())
-
-
 async def test_check_needs_no_token_and_the_empty_name_follows_sandbox(running: Serving) -> None:
-    stub = await health(running)
+    stub = await running.health_stub()
     for name in ("", "clawbox.v1.Sandbox", "clawbox.v1.System"):
         assert (await stub.Check(health_pb2.HealthCheckRequest(service=name))).status == SERVING
     running.server.health.set("clawbox.v1.System", serving=False)
@@ -33,12 +29,14 @@ async def test_check_needs_no_token_and_the_empty_name_follows_sandbox(running: 
 
 
 async def test_check_of_an_unknown_service_is_not_found(running: Serving) -> None:
-    error = await failure((await health(running)).Check(health_pb2.HealthCheckRequest(service="nobody")))
+    error = await failure(
+        (await running.health_stub()).Check(health_pb2.HealthCheckRequest(service="nobody"))
+    )
     assert (error.code(), details(error).reason) == (grpc.StatusCode.NOT_FOUND, "SERVICE_NOT_FOUND")
 
 
 async def test_list_names_every_service(running: Serving) -> None:
-    reply = await (await health(running)).List(health_pb2.HealthListRequest())
+    reply = await (await running.health_stub()).List(health_pb2.HealthListRequest())  # type: ignore[attr-defined]
     assert {name: state.status for name, state in reply.statuses.items()} == {
         "": SERVING,
         "clawbox.v1.Sandbox": SERVING,
@@ -48,7 +46,7 @@ async def test_list_names_every_service(running: Serving) -> None:
 
 
 async def test_watch_tells_the_state_and_its_changes(running: Serving) -> None:
-    call = (await health(running)).Watch(health_pb2.HealthCheckRequest(service="clawbox.v1.Later"))
+    call = (await running.health_stub()).Watch(health_pb2.HealthCheckRequest(service="clawbox.v1.Later"))
     assert (await call.read()).status == SERVICE_UNKNOWN
     running.server.health.set("clawbox.v1.Later", serving=False)
     assert (await call.read()).status == NOT_SERVING
@@ -60,20 +58,16 @@ async def test_watch_tells_the_state_and_its_changes(running: Serving) -> None:
 async def test_watches_without_a_token_are_bounded_for_each_address_and_checks_are_not(
     running: Serving,
 ) -> None:
-    stub = await health(running)
+    stub = await running.health_stub()
     held = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(32)]
     for call in held:
         await call.read()
     error = await failure(stub.Watch(health_pb2.HealthCheckRequest()))
     assert (error.code(), details(error).reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "STREAM_LIMIT")
-    reflection = (await running.channel()).stream_stream(
-        f"/{REFLECTION_SERVICES[0]}/ServerReflectionInfo"
-    )()
+    reflection = (await running.channel()).stream_stream(f"/{REFLECTION_SERVICES[0]}/ServerReflectionInfo")()
     assert await reflection.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert (await stub.Check(health_pb2.HealthCheckRequest())).status == SERVING
-    await (await running.sandbox_stub()).Execute(
-        sandbox_pb2.ExecuteRequest(tool="echo"), metadata=metadata()
-    )
+    await (await running.sandbox_stub()).Execute(sandbox_pb2.ExecuteRequest(tool="echo"), metadata=metadata())
     for call in held:
         call.cancel()
 
@@ -140,7 +134,7 @@ async def test_reflection_finds_every_symbol_with_all_that_it_depends_on(
             pool.Add(file)
             files.remove(file)
     service_name = symbol.removesuffix(".Execute").removesuffix(".ServerReflectionInfo")
-    assert pool.FindFileContainingSymbol(service_name)
+    assert pool.FindFileContainingSymbol(service_name).name
 
 
 async def test_reflection_finds_files_and_says_what_it_does_not_know(running: Serving) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import grpc
 import grpc.aio
 import pytest
 from clawbox_client.v1 import containers_pb2, sandbox_pb2, system_pb2
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
 from clawbox.rpc import call as rpc_call
 from tests.integration.rpc.conftest import NARROW, Serving, details, failure, metadata, serving
@@ -47,7 +48,7 @@ class Gate:
 async def until(condition, seconds: float = 5.0) -> None:
     """Let others run until ``condition`` holds."""
     async with asyncio.timeout(seconds):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - what is waited for has no event
             await asyncio.sleep(0.001)
 
 
@@ -70,7 +71,7 @@ async def test_executions_run_wait_and_are_refused_in_that_order() -> None:
         assert found.retry.retry_delay.seconds == 1
         # Nothing but executions is bounded by this.
         await stub.ListTools(sandbox_pb2.ListToolsRequest(), metadata=metadata())
-        health = health_pb2_grpc.HealthStub(await running.channel())
+        health = await running.health_stub()
         assert (await health.Check(health_pb2.HealthCheckRequest())).status
 
         gate.go_on.set()
@@ -116,10 +117,8 @@ async def test_cancelling_a_call_reaches_the_handler_and_frees_its_place(running
 
 
 async def _settled(call) -> None:
-    try:
+    with contextlib.suppress(grpc.aio.AioRpcError, asyncio.CancelledError):
         await call
-    except (grpc.aio.AioRpcError, asyncio.CancelledError):
-        pass
 
 
 async def test_a_stream_whose_reader_left_is_closed_and_frees_its_place(running: Serving) -> None:
@@ -144,9 +143,7 @@ async def test_a_stream_that_writes_to_a_client_that_is_gone_is_closed(running: 
     async def flood(_request):
         try:
             while True:
-                yield sandbox_pb2.ExecuteStreamResponse(
-                    stdout=sandbox_pb2.OutputChunk(data=b"x" * 65536)
-                )
+                yield sandbox_pb2.ExecuteStreamResponse(stdout=sandbox_pb2.OutputChunk(data=b"x" * 65536))
         finally:
             closed.set()
 
