@@ -53,7 +53,7 @@ class Reason(enum.Enum):
     TOKEN_INVALID = _Spec(
         Code.UNAUTHENTICATED,
         "The token is not one that this server knows, or its form is wrong.",
-        "Use the token that `clawbox init` or `clawbox token add` printed.",
+        "Use the token in the file that `clawbox init` wrote, or one that `clawbox token add` printed.",
     )
     SCOPE_MISSING = _Spec(
         Code.PERMISSION_DENIED,

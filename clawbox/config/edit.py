@@ -80,7 +80,8 @@ def initialise(folder: Path, *, force: bool = False) -> Initialised:
             if (has_config or has_token) and not force and not only_token:
                 there = " and ".join(str(file) for file in (config_file, token_file) if file.exists())
                 raise ExistsError(
-                    f"{there} exists and was not changed", "--force replaces it; the old tokens are then void"
+                    f"there is {there} already; nothing was changed",
+                    "--force replaces it, and voids the old tokens",
                 )
             for name in ("tools", "audit"):
                 (folder / name).mkdir(mode=0o700, exist_ok=True)
