@@ -28,7 +28,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from clawbox.errors import ClawboxError, FieldViolation, Reason
 from clawbox.network_rules import MAX_RULES, NetworkRule
-from clawbox.wasm.schema import MAX_DEPTH, schema_problems
+from clawbox.wasm.manifest_schema import MAX_DEPTH, schema_problems
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
