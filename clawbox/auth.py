@@ -242,12 +242,17 @@ async def watch_tokens(table: TokenTable, config: Config) -> AsyncIterator[None]
     A change that cannot be used leaves the table as it is, is logged, and stands in ``table.problem``. Other
     settings are checked but not applied. Calls that are running go on as whoever they began as.
     """
+    failure: Exception | None = None
     async with asyncio.TaskGroup() as group:
         watcher = group.create_task(_watch(table, config), name="watch tokens")
         try:
             yield
+        except Exception as error:  # noqa: BLE001 - raised below, as itself and not in the group's wrapping
+            failure = error
         finally:
             watcher.cancel()
+    if failure is not None:
+        raise failure
 
 
 async def _watch(table: TokenTable, config: Config) -> None:

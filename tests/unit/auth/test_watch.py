@@ -108,6 +108,13 @@ async def test_leaving_ends_the_watching_at_once(folder: Path) -> None:
     assert asyncio.all_tasks() == before
 
 
+async def test_an_error_passes_through_as_it_is(folder: Path) -> None:
+    config = Config.load(folder / "config.toml")
+    with pytest.raises(LookupError, match="body"):
+        async with watch_tokens(TokenTable.of(config), config):
+            raise LookupError("body")
+
+
 async def test_without_files_there_is_nothing_to_watch() -> None:
     from clawbox.config import ServerSettings
 
