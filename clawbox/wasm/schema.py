@@ -1,103 +1,78 @@
-"""Whether a JSON Schema can be used for a tool's input or output: checked once, when a manifest is read.
+"""Checks JSON against a tool's schemas, inside a worker: a pattern can take seconds (wasm.md).
 
-The schema must be a valid one of a known draft, of bounded depth and size, and complete in itself: every
-``$ref`` points into the same document and at something that is there. Values are checked against it
-elsewhere, in the worker, because a pattern can take seconds.
+References are looked up in an empty registry: a ``$ref`` to elsewhere fails and fetches nothing. ``format`` is
+an annotation, as JSON Schema 2020-12 has it.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import json
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import islice
+from typing import Any
 
-import referencing
+import jsonschema
 import referencing.exceptions
-import referencing.jsonschema
-from jsonschema import (
-    Draft3Validator,
-    Draft4Validator,
-    Draft6Validator,
-    Draft7Validator,
-    Draft201909Validator,
-    Draft202012Validator,
-)
+from jsonschema.protocols import Validator
+from referencing import Registry
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+from clawbox.wasm.model import Violation
 
-MAX_DEPTH = 64
-MAX_NODES = 20_000
-MAX_PROBLEMS = 50
-DEFAULT_DRAFT = "https://json-schema.org/draft/2020-12/schema"
-_DRAFTS = {
-    DEFAULT_DRAFT: Draft202012Validator,
-    "https://json-schema.org/draft/2019-09/schema": Draft201909Validator,
-    "http://json-schema.org/draft-07/schema": Draft7Validator,
-    "http://json-schema.org/draft-06/schema": Draft6Validator,
-    "http://json-schema.org/draft-04/schema": Draft4Validator,
-    "http://json-schema.org/draft-03/schema": Draft3Validator,
-}
-_REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
+_MAX_TEXT = 300
 
 
-def pointer(path: Iterable[str | int]) -> str:
-    """The JSON pointer (RFC 6901) of a path; empty for the whole document."""
-    return "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in path)
+@lru_cache(maxsize=64)
+def _validator(schema: bytes) -> Validator:
+    parsed = json.loads(schema)
+    cls = jsonschema.validators.validator_for(parsed, default=jsonschema.Draft202012Validator)
+    return cls(parsed, registry=Registry())
 
 
-def schema_problems(schema: dict[str, Any]) -> list[tuple[str, str]]:
-    """What is wrong with a schema, as pairs of a JSON pointer into it and a text; empty when nothing is."""
-    problems: list[tuple[str, str]] = []
-    for nodes, (path, value) in enumerate(_walk(schema), start=1):
-        if len(path) > MAX_DEPTH:
-            return [(pointer(path[:8]), f"deeper than {MAX_DEPTH} levels")]
-        if nodes > MAX_NODES:
-            return [("", f"more than {MAX_NODES} values")]
-        if path and path[-1] in _REFERENCES and isinstance(value, str) and not value.startswith("#"):
-            problems.append((pointer(path), f"{value[:200]!r} is outside the document; use #/$defs/…"))
-    draft = schema.get("$schema", DEFAULT_DRAFT)
-    validator = _DRAFTS.get(draft.removesuffix("#")) if isinstance(draft, str) else None
-    if validator is None:
-        return [*problems, ("/$schema", f"unknown draft; known are {', '.join(_DRAFTS)}")]
+def violations(schema: bytes, value: Any, most: int) -> tuple[Violation, ...]:
+    """The first ``most`` ways in which ``value`` breaks ``schema`` (JSON text that is a schema); none if it is valid."""
     try:
-        metaschema = validator(validator.META_SCHEMA, format_checker=validator.FORMAT_CHECKER)
-        for error in metaschema.iter_errors(schema):
-            problems.append((pointer(tuple(error.absolute_path)), error.message[:300]))
-            if len(problems) >= MAX_PROBLEMS:
-                break
-        if not problems:
-            problems += _dangling(schema, draft)
-    except (ArithmeticError, RecursionError, ValueError, TypeError, AttributeError, LookupError) as error:
-        # The validator's own limits: a pattern with too many repeats, a reference that goes round in circles.
-        problems.append(("", f"cannot be checked ({type(error).__name__})"))
-    return problems[:MAX_PROBLEMS]
+        return tuple(islice(_errors(_validator(schema), value), most))
+    except referencing.exceptions.Unresolvable as error:
+        return (Violation("", "$ref", _bounded(f"the schema refers to what cannot be found: {error.ref}")),)
+    except RecursionError:
+        return (Violation("", "", "the value or the schema is nested too deeply"),)
 
 
-def _walk(value: object) -> Iterator[tuple[tuple[str | int, ...], object]]:
-    stack: list[tuple[tuple[str | int, ...], object]] = [((), value)]
-    while stack:
-        path, node = stack.pop()
-        yield path, node
-        if isinstance(node, dict):
-            stack += [((*path, key), child) for key, child in node.items()]
-        elif isinstance(node, list):
-            stack += [((*path, index), child) for index, child in enumerate(node)]
+def _errors(validator: Validator, value: Any) -> Iterator[Violation]:
+    for error in validator.iter_errors(value):
+        yield Violation(pointer(error.absolute_path), str(error.validator), _bounded(error.message))
 
 
-def _dangling(schema: dict[str, Any], draft: str) -> Iterator[tuple[str, str]]:
-    """References that lead nowhere. The registry has no way to fetch, so nothing is ever asked for."""
-    specification = referencing.jsonschema.specification_with(draft)
-    root = specification.create_resource(schema)
-    registry: referencing.Registry[Any] = referencing.Registry().with_resource(root.id() or "", root)
-    stack = [(root, registry.resolver_with_root(root))]
-    while stack:
-        resource, resolver = stack.pop()
-        contents = resource.contents
-        if isinstance(contents, dict):
-            for keyword in _REFERENCES:
-                target = contents.get(keyword)
-                if isinstance(target, str):
-                    try:
-                        resolver.lookup(target)
-                    except referencing.exceptions.Unresolvable:
-                        yield "", f"{keyword} {target[:200]!r} points at nothing"
-        stack += [(child, resolver.in_subresource(child)) for child in resource.subresources()]
+def pointer(path: Any) -> str:
+    """The JSON pointer (RFC 6901) of a path of keys and indexes."""
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)
+
+
+def _bounded(text: str) -> str:
+    return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 1] + "…"
+
+
+def warm_up() -> None:
+    """Load every metaschema and module that checking may need, while files can still be opened."""
+    for cls in (
+        jsonschema.Draft4Validator,
+        jsonschema.Draft6Validator,
+        jsonschema.Draft7Validator,
+        jsonschema.Draft201909Validator,
+        jsonschema.Draft202012Validator,
+    ):
+        schema = {
+            "$schema": cls.META_SCHEMA.get("$schema", ""),
+            "type": "object",
+            "definitions": {"n": {"type": "number", "multipleOf": 2}},
+            "properties": {
+                "a": {"$ref": "#/definitions/n"},
+                "b": {"type": "string", "pattern": "^x", "format": "date"},
+            },
+            "required": ["c"],
+            "additionalProperties": False,
+            "unevaluatedProperties": False,
+        }
+        cls.check_schema(schema)
+        violations(json.dumps(schema).encode(), {"a": 3, "b": "y", "d": [1, 1]}, 20)

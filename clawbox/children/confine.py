@@ -1,0 +1,125 @@
+"""What a freshly forked child gives up before it reads the first message (threats.md, 61 and 64).
+
+The order matters: what needs a capability comes before capabilities go, the parent-death signal after the
+uid changes (the kernel clears it then), and the seccomp filter last, because it refuses the rest.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import signal
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from clawbox.children import linux, seccomp
+
+MAX_DESCRIPTORS = 128
+MAX_THREADS = 32
+STACK_BYTES = 8 << 20
+
+
+class ConfinementError(Exception):
+    """A step that this machine should be able to give did not take; the child must not go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Confinement:
+    """What one child gets. ``None`` where this machine or user cannot give it; GetStatus says so."""
+
+    uid: int | None
+    """Own uid and gid; None keeps the server's."""
+    empty_root: int | None
+    """Descriptor of an empty directory to become the root."""
+    forkserver: int
+    """Process id of the forkserver: when it is gone, so is the child."""
+
+
+def confine(confinement: Confinement, *, keep: Iterable[int], name: str) -> None:
+    """Confine the calling process, which has one thread; ``keep`` are the descriptors that stay open.
+
+    The standard descriptors become /dev/null; stderr last, so that what fails before is seen.
+
+    Raises :class:`ConfinementError` or :class:`OSError`; the caller then ends the process at once.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
+        # A child ends by its channel or by SIGKILL. Writing to a closed channel is an error it handles.
+        signal.signal(number, signal.SIG_IGN)
+    os.umask(0o077)
+    linux.set_process_name(name)
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    _limit_resources(own_uid=confinement.uid is not None)
+    if confinement.empty_root is not None:
+        os.fchdir(confinement.empty_root)
+        os.chroot(".")
+    os.chdir("/")
+    close_descriptors({*keep, null})
+    _drop_privileges(confinement.uid)
+    linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != confinement.forkserver:
+        raise ConfinementError("the forkserver is gone")
+    # After the uid changed, which sets it back to what fs.suid_dumpable says.
+    linux.prctl(linux.PR_SET_DUMPABLE, 0)
+    _check(confinement.uid)
+    architecture = seccomp.ARCHITECTURES.get(platform.machine())
+    if architecture is None:
+        raise ConfinementError(f"no system call filter is known for {platform.machine()}")
+    program = seccomp.build(architecture, seccomp.compute_only(os.getpid()))
+    for standard in range(3):
+        os.dup2(null, standard)
+    os.close(null)
+    seccomp.install(program)
+
+
+def close_descriptors(keep: Iterable[int]) -> None:
+    """Close everything but ``keep`` and the three standard descriptors."""
+    first = 3
+    for descriptor in sorted(set(keep)):
+        if descriptor >= first:
+            os.closerange(first, descriptor)
+            first = descriptor + 1
+    os.closerange(first, (1 << 31) - 1)
+
+
+def _limit_resources(*, own_uid: bool) -> None:
+    limits = {
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_FSIZE: 0,
+        resource.RLIMIT_MEMLOCK: 0,
+        resource.RLIMIT_MSGQUEUE: 0,
+        resource.RLIMIT_NOFILE: MAX_DESCRIPTORS,
+    }
+    if own_uid:
+        # The limit counts all processes of a uid, so it says something only about a uid of one's own.
+        limits[resource.RLIMIT_NPROC] = MAX_THREADS
+    for which, value in limits.items():
+        resource.setrlimit(which, (value, value))
+    _, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    stack = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_STACK, (stack, hard))
+
+
+def _drop_privileges(uid: int | None) -> None:
+    if linux.has_capability(linux.CAP_SETPCAP):
+        for capability in linux.bounding_set():
+            linux.prctl(linux.PR_CAPBSET_DROP, capability)
+    if linux.has_capability(linux.CAP_SETGID):
+        os.setgroups([])
+    if uid is not None:
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+    linux.prctl(linux.PR_CAP_AMBIENT, linux.PR_CAP_AMBIENT_CLEAR_ALL)
+    linux.drop_capabilities()
+
+
+def _check(uid: int | None) -> None:
+    """Fail closed: believe what the kernel says now, not that the calls above did not fail."""
+    if any(linux.capabilities()):
+        raise ConfinementError("capabilities are left")
+    if uid is not None:
+        if os.getresuid() != (uid, uid, uid) or os.getresgid() != (uid, uid, uid):
+            raise ConfinementError("the uid or gid did not change")
+        if os.getgroups():
+            raise ConfinementError("supplementary groups are left")

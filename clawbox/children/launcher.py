@@ -1,0 +1,348 @@
+"""Control's side of a forkserver: keeps one running, asks it for children, and holds each child by its pidfd."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+
+from clawbox.children.kind import ForkServerStatus
+from clawbox.children.requests import (
+    MAX_PACKET_BYTES,
+    Exited,
+    Fork,
+    Forked,
+    Hello,
+    Load,
+    Loaded,
+    Reply,
+)
+from clawbox.children.uids import UidRange, UidsExhaustedError
+
+_log = logging.getLogger(__name__)
+
+FIRST_PAUSE_SECONDS = 0.1
+LONGEST_PAUSE_SECONDS = 10.0
+FAILURES_TOLERATED = 3
+"""After so many short-lived forkservers in a row, who asks for a child is refused instead of kept waiting."""
+SETTLED_SECONDS = 5.0
+"""A forkserver that lived this long did not fail at its start, and is replaced without a pause."""
+
+
+class ChildrenUnavailableError(Exception):
+    """No child can be started now; ``retry_after`` seconds from now it is tried again."""
+
+    def __init__(self, why: str, retry_after: float) -> None:
+        self.retry_after = retry_after
+        super().__init__(why)
+
+
+class ForkServerGoneError(ChildrenUnavailableError):
+    """The forkserver ended before it answered. Another is being started; asking again waits for it."""
+
+
+class LoadFailedError(Exception):
+    """The forkserver could not load what it was told to; the text says why."""
+
+
+class Child:
+    """A process that a forkserver made. It is held by its pidfd, so a signal can never reach another process."""
+
+    def __init__(self, pid: int, pidfd: int, loaded: frozenset[str]) -> None:
+        self.pid = pid
+        """For people only; nothing is ever done by it."""
+        self.loaded = loaded
+        """Keys of what was loaded when it was forked."""
+        self._pidfd = pidfd
+        self._loop = asyncio.get_running_loop()
+        self._dead: asyncio.Future[None] = self._loop.create_future()
+        self._loop.add_reader(pidfd, self._died)
+
+    @property
+    def alive(self) -> bool:
+        """Whether control has not yet learned of its death."""
+        return not self._dead.done()
+
+    def kill(self) -> None:
+        """Send SIGKILL. Nothing happens when it is dead already."""
+        if self.alive:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    async def dead(self) -> None:
+        """Return once the process has ended."""
+        await asyncio.shield(self._dead)
+
+    def when_dead(self, call: Callable[[], None]) -> None:
+        """Have ``call`` called on the event loop once the process has ended."""
+        self._dead.add_done_callback(lambda _: call())
+
+    def _died(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self._dead.set_result(None)
+
+
+class Launcher:
+    """Runs the forkserver of one kind while entered, and starts another when it dies.
+
+    ``kind`` is ``"module:object"``; ``uids`` is None where children cannot have uids of their own.
+    ``changed`` is called whenever a forkserver came or went. Leaving kills every child and returns when
+    all of them are dead.
+    """
+
+    def __init__(self, kind: str, uids: UidRange | None, changed: Callable[[], None] = lambda: None) -> None:
+        self._kind = kind
+        self._uids = uids
+        self._changed = changed
+        self._socket: socket.socket | None = None
+        self._status: ForkServerStatus | None = None
+        self._loaded: frozenset[str] = frozenset()
+        self._next_id = 0
+        self._loads: dict[int, asyncio.Future[Loaded]] = {}
+        self._forks: dict[int, tuple[asyncio.Future[Child], int | None]] = {}
+        self._children: set[Child] = set()
+        self._turn = asyncio.Event()
+        self._failures = 0
+        self._starts = 0
+        self._decoder = msgspec.msgpack.Decoder(Reply)
+        self._encoder = msgspec.msgpack.Encoder()
+        self._supervisor: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._supervisor = asyncio.create_task(self._supervise(), name=f"forkserver {self._kind}")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._supervisor is not None
+        self._supervisor.cancel()
+        await asyncio.wait([self._supervisor])
+        children = list(self._children)
+        for child in children:
+            child.kill()
+        for child in children:
+            await child.dead()
+        await asyncio.sleep(0)  # for what waits for their deaths
+
+    @property
+    def status(self) -> ForkServerStatus | None:
+        """What the forkserver can give; None while there is none."""
+        return self._status
+
+    @property
+    def restarts(self) -> int:
+        """How often a forkserver was replaced."""
+        return max(self._starts - 1, 0)
+
+    @property
+    def loaded(self) -> frozenset[str]:
+        """What children have that are forked now."""
+        return self._loaded
+
+    @property
+    def children(self) -> int:
+        """How many children live."""
+        return len(self._children)
+
+    async def load(self, key: str, spec: bytes) -> None:
+        """Load something for children forked from now on.
+
+        Raises :class:`LoadFailedError` or :class:`ChildrenUnavailableError`.
+        """
+        control = await self._connected()
+        number = self._number()
+        answer = self._loads[number] = asyncio.get_running_loop().create_future()
+        try:
+            self._send(control, Load(number, key, spec))
+            loaded = await answer
+        finally:
+            self._loads.pop(number, None)
+        if loaded.error is not None:
+            raise LoadFailedError(loaded.error)
+
+    async def fork(self) -> tuple[Child, socket.socket]:
+        """A new child, which is about to confine itself, and control's end of its channel.
+
+        Raises :class:`ChildrenUnavailableError`.
+        """
+        control = await self._connected()
+        try:
+            uid = self._uids.take() if self._uids is not None else None
+        except UidsExhaustedError as error:
+            raise ChildrenUnavailableError("every uid of the configured range is in use", 1.0) from error
+        number = self._number()
+        answer: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
+        # From here on whoever takes the entry out of the table gives the uid back.
+        self._forks[number] = (answer, uid)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            with theirs:
+                self._send(control, Fork(number, uid), theirs.fileno())
+            child = await answer
+        except BaseException:
+            # If it is forked after all, it is killed as soon as it is known (see _forked).
+            ours.close()
+            raise
+        ours.setblocking(False)  # noqa: FBT003 - the standard library's own signature
+        return child, ours
+
+    def _number(self) -> int:
+        self._next_id += 1
+        return self._next_id
+
+    async def _connected(self) -> socket.socket:
+        while self._socket is None or self._status is None:
+            if self._failures >= FAILURES_TOLERATED:
+                raise ChildrenUnavailableError(
+                    "the forkserver does not start, or ends at once", self._pause()
+                )
+            await self._turn.wait()
+        return self._socket
+
+    def _send(self, control: socket.socket, request: Load | Fork, *descriptors: int) -> None:
+        try:
+            socket.send_fds(control, [self._encoder.encode(request)], descriptors)
+        except OSError as error:
+            self._forget()
+            raise ForkServerGoneError("the forkserver is gone", FIRST_PAUSE_SECONDS) from error
+
+    def _pause(self) -> float:
+        excess = max(self._failures - FAILURES_TOLERATED, 0)
+        return float(min(FIRST_PAUSE_SECONDS * 2**excess, LONGEST_PAUSE_SECONDS))
+
+    def _announce(self) -> None:
+        turn, self._turn = self._turn, asyncio.Event()
+        turn.set()
+        self._changed()
+
+    async def _supervise(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            began = loop.time()
+            self._starts += 1
+            try:
+                status = await self._serve()
+            except OSError as error:
+                status = error.errno or -1
+            self._failures = 0 if loop.time() - began >= SETTLED_SECONDS else self._failures + 1
+            _log.error("the forkserver of %s ended (status %s); starting another", self._kind, status)
+            self._announce()
+            if self._failures >= FAILURES_TOLERATED:
+                await asyncio.sleep(self._pause())
+
+    async def _serve(self) -> int:
+        """Start one forkserver and stay until it ends; returns its exit status."""
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)  # noqa: FBT003
+        with ours, theirs:
+            process = subprocess.Popen(  # noqa: ASYNC220 - it returns once the program is executed
+                [sys.executable, "-I", "-B", "-X", "utf8", "-m", "clawbox.children.forkserver"]
+                + [self._kind, str(theirs.fileno())],
+                env={},
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # a terminal's interrupt is for control, which drains first
+            )
+            theirs.close()
+            pidfd = os.pidfd_open(process.pid)
+            ended: asyncio.Future[None] = loop.create_future()
+            try:
+                loop.add_reader(pidfd, _resolve, ended)
+                loop.add_reader(ours, self._receive, ours)
+                await ended
+            finally:
+                loop.remove_reader(pidfd)
+                loop.remove_reader(ours)
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                os.close(pidfd)
+                status = process.wait()  # noqa: ASYNC222 - it was killed, or is a zombie already
+                self._forget()
+        return status
+
+    def _forget(self) -> None:
+        """The forkserver is gone: nothing that was asked of it will be answered."""
+        self._socket = None
+        self._status = None
+        self._loaded = frozenset()
+        gone = ForkServerGoneError("the forkserver ended", FIRST_PAUSE_SECONDS)
+        for loading in self._loads.values():
+            _fail(loading, gone)
+        for number in list(self._forks):
+            forking, uid = self._forks.pop(number)
+            _fail(forking, gone)
+            self._release(uid)
+
+    def _receive(self, control: socket.socket) -> None:
+        try:
+            packet, descriptors, _, _ = socket.recv_fds(control, MAX_PACKET_BYTES, 1)
+        except BlockingIOError:
+            return
+        except OSError:
+            packet, descriptors = b"", []
+        if not packet:
+            asyncio.get_running_loop().remove_reader(control)
+            self._forget()
+            return
+        match self._decoder.decode(packet):
+            case Hello(status):
+                self._socket, self._status = control, status
+                self._announce()
+            case Loaded() as answer:
+                self._loaded = frozenset(answer.loaded)
+                loading = self._loads.get(answer.id)
+                if loading is not None and not loading.done():
+                    loading.set_result(answer)
+            case Forked() as answer:
+                self._forked(answer, descriptors)
+            case Exited(pid, status):
+                level = logging.DEBUG if status in {0, -signal.SIGKILL} else logging.WARNING
+                _log.log(level, "child %d of %s ended with status %d", pid, self._kind, status)
+
+    def _forked(self, answer: Forked, descriptors: list[int]) -> None:
+        forking, uid = self._forks.pop(answer.id)
+        if answer.error is not None or not descriptors:
+            self._release(uid)
+            _fail(forking, ChildrenUnavailableError(f"fork: {answer.error}", FIRST_PAUSE_SECONDS))
+            return
+
+        def dead() -> None:
+            self._children.remove(child)
+            self._release(uid)
+
+        child = Child(answer.pid, descriptors[0], self._loaded)
+        child.when_dead(dead)
+        self._children.add(child)
+        if forking.done():
+            child.kill()  # whoever asked for it went away
+        else:
+            forking.set_result(child)
+
+    def _release(self, uid: int | None) -> None:
+        if uid is not None and self._uids is not None:
+            self._uids.give_back(uid)
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _fail(future: asyncio.Future[Any], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)

@@ -1,0 +1,118 @@
+"""The few Linux calls that Python's standard library does not wrap. Each raises :class:`OSError`."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from typing import Final
+
+PR_SET_PDEATHSIG: Final = 1
+PR_GET_DUMPABLE: Final = 3
+PR_SET_DUMPABLE: Final = 4
+PR_SET_NAME: Final = 15
+PR_SET_SECCOMP: Final = 22
+PR_CAPBSET_READ: Final = 23
+PR_CAPBSET_DROP: Final = 24
+PR_SET_NO_NEW_PRIVS: Final = 38
+PR_CAP_AMBIENT: Final = 47
+PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
+SECCOMP_MODE_FILTER: Final = 2
+
+CLONE_NEWIPC: Final = 0x0800_0000
+CLONE_NEWNET: Final = 0x4000_0000
+
+CAP_SETGID: Final = 6
+CAP_SETUID: Final = 7
+CAP_SETPCAP: Final = 8
+CAP_SYS_CHROOT: Final = 18
+CAP_SYS_ADMIN: Final = 21
+
+_CAPABILITY_VERSION_3: Final = 0x2008_0522
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _check(result: int, call: str) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{call}: {os.strerror(number)}")
+    return result
+
+
+def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 0) -> int:
+    """prctl(2)."""
+    arguments = (ctypes.c_ulong(value) for value in (arg2, arg3, arg4, arg5))
+    return _check(_libc.prctl(ctypes.c_int(option), *arguments), f"prctl({option})")
+
+
+def set_process_name(name: str) -> None:
+    """The name that ``ps`` shows, at most 15 bytes."""
+    buffer = ctypes.create_string_buffer(name.encode()[:15])
+    prctl(PR_SET_NAME, ctypes.addressof(buffer))
+
+
+def unshare(flags: int) -> None:
+    """unshare(2)."""
+    _check(_libc.unshare(ctypes.c_int(flags)), "unshare")
+
+
+def capabilities() -> tuple[int, int, int]:
+    """This process's effective, permitted and inheritable capabilities, as bit masks (capget(2))."""
+    header = ctypes.create_string_buffer(struct.pack("=Ii", _CAPABILITY_VERSION_3, 0))
+    data = ctypes.create_string_buffer(24)
+    _check(_libc.capget(header, data), "capget")
+    low = struct.unpack_from("=3I", data.raw, 0)
+    high = struct.unpack_from("=3I", data.raw, 12)
+    effective, permitted, inheritable = (a | b << 32 for a, b in zip(low, high, strict=True))
+    return effective, permitted, inheritable
+
+
+def drop_capabilities() -> None:
+    """Give up every effective, permitted and inheritable capability (capset(2))."""
+    header = ctypes.create_string_buffer(struct.pack("=Ii", _CAPABILITY_VERSION_3, 0))
+    _check(_libc.capset(header, ctypes.create_string_buffer(24)), "capset")
+
+
+def has_capability(number: int) -> bool:
+    """Whether this process may use the capability now."""
+    return bool(capabilities()[0] >> number & 1)
+
+
+def bounding_set() -> list[int]:
+    """The capabilities in this process's bounding set."""
+    found = []
+    for number in range(64):
+        try:
+            if prctl(PR_CAPBSET_READ, number):
+                found.append(number)
+        except OSError:
+            break  # EINVAL: past the last one that this kernel knows
+    return found
+
+
+class Timer:
+    """A timerfd(2) on the monotonic clock: a thread that waits for it wakes only when it fires."""
+
+    def __init__(self) -> None:
+        self.descriptor = _check(
+            _libc.timerfd_create(ctypes.c_int(1), ctypes.c_int(0o2000000)), "timerfd_create"
+        )
+        self._disarmed = ctypes.create_string_buffer(32)
+
+    def arm(self, seconds: float) -> None:
+        """Fire once, after ``seconds``; replaces what was set before."""
+        whole = int(seconds)
+        nanoseconds = max(int((seconds - whole) * 1e9), 1)
+        self._set(ctypes.create_string_buffer(struct.pack("=qqqq", 0, 0, whole, nanoseconds), 32))
+
+    def disarm(self) -> None:
+        """Do not fire."""
+        self._set(self._disarmed)
+
+    def wait(self) -> None:
+        """Block until it fires."""
+        os.read(self.descriptor, 8)
+
+    def _set(self, value: ctypes.Array[ctypes.c_char]) -> None:
+        _check(_libc.timerfd_settime(self.descriptor, 0, value, None), "timerfd_settime")

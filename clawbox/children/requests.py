@@ -1,0 +1,60 @@
+"""What control asks of a forkserver and what it answers: one msgpack message in each packet of a SOCK_SEQPACKET
+pair, descriptors beside it. The forkserver is trusted, but types are declared here as everywhere."""
+
+from __future__ import annotations
+
+import msgspec
+
+from clawbox.children.kind import ForkServerStatus
+
+MAX_PACKET_BYTES = 128 << 10
+
+
+class Load(msgspec.Struct, frozen=True, tag="load"):
+    """Make something available to children forked from now on."""
+
+    id: int
+    key: str
+    spec: bytes
+
+
+class Fork(msgspec.Struct, frozen=True, tag="fork"):
+    """Fork a child; its end of the channel comes with the packet."""
+
+    id: int
+    uid: int | None
+
+
+Request = Load | Fork
+
+
+class Hello(msgspec.Struct, frozen=True, tag="hello"):
+    """Everything is imported; children can be forked."""
+
+    status: ForkServerStatus
+
+
+class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
+    """The answer to Load. ``loaded`` is everything that children forked from now on will have."""
+
+    id: int
+    loaded: tuple[str, ...]
+    error: str | None = None
+
+
+class Forked(msgspec.Struct, frozen=True, tag="forked"):
+    """The answer to Fork; the child's pidfd comes with the packet unless there is an error."""
+
+    id: int
+    pid: int = 0
+    error: str | None = None
+
+
+class Exited(msgspec.Struct, frozen=True, tag="exited"):
+    """A child ended and was reaped. ``status`` is its exit code, or minus the signal that killed it."""
+
+    pid: int
+    status: int
+
+
+Reply = Hello | Loaded | Forked | Exited

@@ -1,0 +1,341 @@
+"""What a guest may call: ``clawbox.host_call`` for core modules, the ``host`` interface for components.
+
+The JSON protocol of core modules, error texts included, is that of the Rust clawbox 0.1; what differs is that
+a reply is never cut: see ``docs/tool-abi.md``. A guest can pass any numbers as pointers, so every one is
+checked against the memory as it is now, and no function here raises into the guest.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+import wasmtime
+from wasmtime import component
+
+from clawbox.wasm.model import Level
+
+MAX_REQUEST_BYTES: Final = 4 << 20
+"""Largest request of one ``host_call``."""
+
+HOST_INSTANCE: Final = "clawbox:tool/host@1.0.0"
+
+ALLOWED_IMPORTS: Final[Mapping[str, frozenset[str] | None]] = {
+    "wasi_snapshot_preview1": None,
+    "clawbox": frozenset({"host_call", "host_call_read"}),
+}
+"""Module name → the functions that a core module may import from it; None: whatever the linker has."""
+
+ALLOWED_COMPONENT_IMPORTS: Final = (
+    HOST_INSTANCE,
+    "wasi:cli/",
+    "wasi:clocks/",
+    "wasi:filesystem/",
+    "wasi:io/",
+    "wasi:random/",
+    "wasi:sockets/",
+)
+"""What the names of instances that a component imports must begin with.
+
+``wasi:http`` is not here: it would go around the sidecar. Files and sockets are linked because language
+runtimes import them, but there are none."""
+
+
+@dataclass(frozen=True, slots=True)
+class HttpRequest:
+    """A request that a guest wants sent."""
+
+    method: str
+    url: str
+    headers: tuple[tuple[str, str], ...]
+    body: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class HttpResponse:
+    """The whole answer to a request of a guest."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+
+class EgressRefusedError(Exception):
+    """A request was not sent, or not answered; the guest is told the text."""
+
+
+class Egress(Protocol):
+    """The way out of a worker."""
+
+    def send(self, request: HttpRequest) -> HttpResponse:
+        """Send one request and wait for the answer. Raises :class:`EgressRefusedError`."""
+
+
+class NoEgress:
+    """There is no way out."""
+
+    def send(self, request: HttpRequest) -> HttpResponse:
+        """Refuse, whatever the request is."""
+        del request
+        raise EgressRefusedError("http_request refused: this server has no egress sidecar for tools")
+
+
+@dataclass(slots=True)
+class Session:
+    """What one run has asked of its host, and how much more it may."""
+
+    max_calls: int
+    max_log_bytes: int
+    egress: Egress
+    on_log: LogSink
+    calls: int = 0
+    log_bytes: int = 0
+    logs_cut: bool = False
+    pending_reply: bytes = field(default=b"")
+
+    @property
+    def exceeded(self) -> bool:
+        """Whether it made more calls than it may."""
+        return self.calls > self.max_calls
+
+    def count(self) -> None:
+        """Count one call. Raises :class:`HostCallError` beyond the limit."""
+        self.calls += 1
+        if self.exceeded:
+            raise HostCallError(f"host_call limit exceeded (max {self.max_calls})")
+
+    def log(self, level: Level, message: str) -> None:
+        """Keep a log entry, or as much of it as still may be kept."""
+        room = self.max_log_bytes - self.log_bytes
+        encoded = message.encode("utf-8", "surrogatepass")
+        if len(encoded) > room:
+            self.logs_cut = True
+            if room <= 0:
+                return
+            encoded = encoded[:room]
+        self.log_bytes += len(encoded)
+        self.on_log(level, encoded.decode("utf-8", "ignore"))
+
+
+class LogSink(Protocol):
+    """Takes a log entry."""
+
+    def __call__(self, level: Level, message: str) -> None:
+        """Keep it."""
+
+
+class HostCallError(Exception):
+    """A host call failed; the guest is told the text."""
+
+
+def level_named(name: str) -> Level:
+    """The level that a guest means; UNKNOWN for what no level is called."""
+    lowered = name.lower()
+    if lowered == "warning":
+        return Level.WARN
+    try:
+        return Level(lowered)
+    except ValueError:
+        return Level.UNKNOWN
+
+
+def answer(session: Session, request: bytes) -> bytes | None:
+    """The reply to one JSON request of a core module, as JSON; None where the call itself is malformed (−1)."""
+    try:
+        text = request.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+    try:
+        session.count()
+        result = _dispatch(session, text)
+    except (HostCallError, EgressRefusedError) as error:
+        return json.dumps({"error": str(error)}).encode()
+    return json.dumps({"ok": result}).encode()
+
+
+def _dispatch(session: Session, text: str) -> Any:
+    try:
+        call = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise HostCallError(f"invalid host_call request: {error}"[:500]) from error
+    if not isinstance(call, dict) or not isinstance(call.get("method"), str):
+        raise HostCallError("invalid host_call request: missing 'method'")
+    return call_by_name(session, call["method"], call.get("params"))
+
+
+def call_by_name(session: Session, method: str, params: Any) -> Any:
+    """What ``host_call`` and the component's ``call`` do.
+
+    Raises :class:`HostCallError` or :class:`EgressRefusedError`.
+    """
+    values = params if isinstance(params, dict) else {}
+    if method == "log":
+        message = values.get("message", "")
+        session.log(
+            level_named(str(values.get("level", "info"))),
+            message if isinstance(message, str) else json.dumps(message),
+        )
+        return None
+    if method == "http_request":
+        response = session.egress.send(_request(values))
+        return {
+            "status": response.status,
+            "headers": dict(response.headers),
+            "body": response.body.decode("utf-8", "replace"),
+        }
+    raise HostCallError(f"unknown host call method: {method[:200]}")
+
+
+def _request(values: dict[str, Any]) -> HttpRequest:
+    url = values.get("url")
+    if not isinstance(url, str):
+        raise HostCallError("missing 'url' parameter")
+    method, headers, body = values.get("method", "GET"), values.get("headers"), values.get("body")
+    if not isinstance(method, str):
+        raise HostCallError("invalid host_call request: 'method' is not a string")
+    if headers is not None and not isinstance(headers, dict):
+        raise HostCallError("invalid host_call request: 'headers' is not an object")
+    if body is not None and not isinstance(body, str):
+        raise HostCallError("invalid host_call request: 'body' is not a string")
+    return HttpRequest(
+        method,
+        url,
+        tuple((str(name), str(value)) for name, value in (headers or {}).items()),
+        body.encode("utf-8", "surrogatepass") if body is not None else None,
+    )
+
+
+class Host:
+    """The functions that are linked into every instance; they serve whichever run is in :attr:`session`."""
+
+    def __init__(self) -> None:
+        self.session: Session | None = None
+        """The run that goes on; None while no guest runs, and then every call is refused."""
+
+    def core_linker(self, engine: wasmtime.Engine) -> wasmtime.Linker:
+        """A linker with everything that a core module may import."""
+        linker = wasmtime.Linker(engine)
+        linker.define_wasi()
+        i32 = wasmtime.ValType.i32()
+        call = wasmtime.FuncType([i32, i32, i32, i32], [i32])
+        linker.define_func("clawbox", "host_call", call, self._host_call, access_caller=True)
+        read = wasmtime.FuncType([i32, i32, i32], [i32])
+        linker.define_func("clawbox", "host_call_read", read, self._host_call_read, access_caller=True)
+        return linker
+
+    def component_linker(self, engine: wasmtime.Engine) -> component.Linker:
+        """A linker with everything that a component may import."""
+        linker = component.Linker(engine)
+        linker.add_wasip2()
+        with linker.root() as root, root.add_instance(HOST_INSTANCE) as host:
+            host.add_func("log", self._log)
+            host.add_func("http-request", self._http_request)
+            host.add_func("call", self._call)
+        return linker
+
+    def _host_call(self, caller: wasmtime.Caller, request: int, size: int, reply: int, capacity: int) -> int:
+        session = self.session
+        memory = caller.get("memory")
+        if session is None or not isinstance(memory, wasmtime.Memory):
+            return -1
+        session.pending_reply = b""
+        if size & 0xFFFF_FFFF > MAX_REQUEST_BYTES:
+            answered: bytes | None = json.dumps(
+                {"error": f"invalid host_call request: more than {MAX_REQUEST_BYTES} bytes"}
+            ).encode()
+        else:
+            data = _read(memory, caller, request, size)
+            answered = answer(session, data) if data is not None else None
+        if answered is None:
+            return -1
+        capacity &= 0xFFFF_FFFF
+        if len(answered) > capacity:
+            # Never cut: say how much there is, and keep it for host_call_read.
+            session.pending_reply = answered
+            text = f"the reply has {len(answered)} bytes and does not fit: fetch it with host_call_read"
+            answered = json.dumps({"error": text, "size": len(answered)}).encode()
+            if len(answered) > capacity:
+                return -1
+        return len(answered) if _write(memory, caller, reply, answered) else -1
+
+    def _host_call_read(self, caller: wasmtime.Caller, offset: int, pointer: int, capacity: int) -> int:
+        memory = caller.get("memory")
+        if self.session is None or not self.session.pending_reply or not isinstance(memory, wasmtime.Memory):
+            return -1
+        start = offset & 0xFFFF_FFFF
+        piece = self.session.pending_reply[start : start + (capacity & 0xFFFF_FFFF)]
+        return len(piece) if _write(memory, caller, pointer, piece) else -1
+
+    def _log(self, _store: Any, level: str, message: str) -> None:
+        session = self.session
+        if session is not None:
+            try:
+                session.count()
+            except HostCallError:
+                return
+            session.log(level_named(level), message)
+
+    def _http_request(self, _store: Any, request: Any) -> Any:
+        session = self.session
+        if session is None:
+            return "no run is going on"
+        try:
+            session.count()
+            response = session.egress.send(
+                HttpRequest(
+                    request.method,
+                    request.url,
+                    tuple((header.name, header.value) for header in request.headers),
+                    request.body,
+                )
+            )
+        except (HostCallError, EgressRefusedError) as error:
+            return str(error)
+        headers = [_record(name=name, value=value) for name, value in response.headers]
+        return _record(status=response.status, headers=headers, body=response.body)
+
+    def _call(self, _store: Any, method: str, params: str) -> component.Variant:
+        session = self.session
+        if session is None:
+            return component.Variant("err", "no run is going on")
+        try:
+            session.count()
+            try:
+                values = json.loads(params) if params else None
+            except (ValueError, RecursionError) as error:
+                raise HostCallError(f"invalid host_call request: {error}"[:500]) from error
+            return component.Variant("ok", json.dumps(call_by_name(session, method, values)))
+        except (HostCallError, EgressRefusedError) as error:
+            return component.Variant("err", str(error))
+
+
+def _record(**fields: object) -> component.Record:
+    record = component.Record()
+    vars(record).update(fields)
+    return record
+
+
+def _span(memory: wasmtime.Memory, caller: wasmtime.Caller, pointer: int, size: int) -> int | None:
+    """Where ``size`` bytes at ``pointer`` lie in this process; None if they are not all inside the memory."""
+    pointer &= 0xFFFF_FFFF
+    size &= 0xFFFF_FFFF
+    length = memory.data_len(caller)
+    if pointer + size > length or not length:
+        return None
+    return ctypes.addressof(memory.data_ptr(caller).contents) + pointer
+
+
+def _read(memory: wasmtime.Memory, caller: wasmtime.Caller, pointer: int, size: int) -> bytes | None:
+    address = _span(memory, caller, pointer, size)
+    return None if address is None else ctypes.string_at(address, size & 0xFFFF_FFFF)
+
+
+def _write(memory: wasmtime.Memory, caller: wasmtime.Caller, pointer: int, data: bytes) -> bool:
+    address = _span(memory, caller, pointer, len(data))
+    if address is None:
+        return False
+    ctypes.memmove(address, data, len(data))
+    return True

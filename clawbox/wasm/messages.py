@@ -1,0 +1,108 @@
+"""What the pool and a worker say to each other; see :mod:`clawbox.children.channel` for the frames.
+
+A unary call is one message each way. A worker may say what a run wrote before it ends; what it said then
+is not repeated in :class:`Done`. The pool does not believe a worker: it counts what arrives against the
+run's own limits.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from clawbox.wasm.model import Abi, Level, Limits, Outcome, OutputStream, Violation
+
+MAX_CONTROL_FRAME_BYTES = 80 << 20
+"""Largest frame that a worker accepts: parameters of the largest gRPC message and two schemas, amply."""
+
+MAX_MESSAGE_CHARS = 4096
+"""Longest text in which a worker says what went wrong."""
+
+MAX_VIOLATIONS = 20
+
+FRAME_ALLOWANCE_BYTES = 256 << 10
+"""What a frame of a worker may hold beside the bytes that the limits of a run count."""
+
+
+class RunFrame(msgspec.Struct, frozen=True, array_like=True):
+    """Control to worker: run this."""
+
+    digest: str
+    abi: Abi
+    params: bytes
+    limits: Limits
+    streamed: bool
+    """Say at once what the run writes; otherwise only what is older than a few ten milliseconds."""
+    input_schema: bytes | None
+    output_schema: bytes | None
+
+
+class Written(msgspec.Struct, frozen=True, array_like=True):
+    """Bytes that a run wrote to stdout or stderr."""
+
+    stream: OutputStream
+    data: bytes
+
+
+class Logged(msgspec.Struct, frozen=True, array_like=True):
+    """An entry that a run logged, and when, in microseconds since its start."""
+
+    level: Level
+    message: str
+    offset_us: int
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready", array_like=True):
+    """Worker to control: confined, and waiting for a run."""
+
+
+class Wrote(msgspec.Struct, frozen=True, tag="wrote", array_like=True):
+    """Worker to control: what the run wrote and logged since the last message, each stream in order."""
+
+    written: list[Written]
+    logged: list[Logged]
+
+
+class Refused(msgspec.Struct, frozen=True, tag="refused", array_like=True):
+    """Worker to control: the parameters break the input schema; nothing ran."""
+
+    violations: list[Violation]
+
+
+class Done(msgspec.Struct, frozen=True, tag="done", array_like=True):
+    """Worker to control: the run ended."""
+
+    outcome: Outcome
+    message: str
+    output: bytes | None
+    """What a component returned; None where stdout is the output."""
+    written: list[Written]
+    logged: list[Logged]
+    truncated: list[tuple[OutputStream, int]]
+    exit_code: int | None
+    trapped: bool
+    """It did not end by itself: this worker serves no further run."""
+    bloated: bool
+    """The worker kept memory that it should have given back."""
+    fuel_consumed: int
+    peak_memory_bytes: int
+    host_calls: int
+    duration_us: int
+
+
+class Prepared(msgspec.Struct, frozen=True, tag="prepared", array_like=True):
+    """Worker to control: the next instance of what ran last stands ready, or could not be made."""
+
+
+FromWorker = Ready | Wrote | Refused | Done | Prepared
+
+
+class ArtifactSpec(msgspec.Struct, frozen=True):
+    """What the forkserver needs to load a compiled tool; the key is its digest."""
+
+    abi: Abi
+    path: str
+
+
+def frame_limit(limits: Limits) -> int:
+    """The largest frame that a worker can honestly send while a run with ``limits`` goes on."""
+    return 2 * limits.stdout_bytes + limits.stderr_bytes + 2 * limits.log_bytes + FRAME_ALLOWANCE_BYTES

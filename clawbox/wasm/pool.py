@@ -1,0 +1,567 @@
+"""Control's side of the workers: which process runs which call, and when a process has served its time.
+
+A worker serves one principal, one call at a time, and at most :data:`CALLS_PER_WORKER` calls. Whatever goes
+wrong in one is answered by killing it: a worker is cheap (a fork), and nothing in it is worth saving.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections import OrderedDict, deque
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Protocol, Self, TypeVar
+
+import msgspec
+
+from clawbox.children.channel import FrameError, FrameProtocol
+from clawbox.children.launcher import (
+    Child,
+    ChildrenUnavailableError,
+    ForkServerGoneError,
+    Launcher,
+    LoadFailedError,
+)
+from clawbox.children.uids import UidRange
+from clawbox.errors import ClawboxError, Reason
+from clawbox.wasm.call import Call
+from clawbox.wasm.messages import (
+    FRAME_ALLOWANCE_BYTES,
+    MAX_VIOLATIONS,
+    ArtifactSpec,
+    Done,
+    FromWorker,
+    Prepared,
+    Ready,
+    Refused,
+    Wrote,
+    frame_limit,
+)
+from clawbox.wasm.model import InvalidInputError, OnEvent, Outcome, Run, RunResult, ToolCode
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+KIND: Final = "clawbox.wasm.worker:KIND"
+CALLS_PER_WORKER: Final = 1000
+GRACE_SECONDS: Final = 0.1
+"""How much longer than its limit a run may take before its worker is killed; the worker ends most itself."""
+OVERDUE_SECONDS: Final = 0.025
+"""A call that waited so long gets a worker beyond the warm ones: those may all be waiting for something."""
+SURPLUS_IDLE_SECONDS: Final = 10.0
+START_SECONDS: Final = 15.0
+PREPARE_SECONDS: Final = 2.0
+_SKIP_PREPARING_SECONDS: Final = 0.05
+_STARTS_AT_ONCE: Final = 4
+_START_FAILURES_TOLERATED: Final = 3
+_LONGEST_PAUSE_SECONDS: Final = 10.0
+
+_decoder = msgspec.msgpack.Decoder(FromWorker)
+_encoder = msgspec.msgpack.Encoder()
+
+_ENDED_WELL: Final = frozenset({Outcome.OK, Outcome.TOOL_ERROR, Outcome.INVALID_OUTPUT})
+
+
+class PoolObserver(Protocol):
+    """Is told what becomes of workers; for metrics."""
+
+    def worker_started(self) -> None:
+        """A worker is ready."""
+
+    def worker_ended(self, why: str) -> None:
+        """A worker is dead. ``why``: ``retired``, ``overstayed``, ``cancelled``, ``lost``."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStats:
+    """What the pool holds now, and what it did so far."""
+
+    busy: int
+    idle: int
+    spare: int
+    starting: int
+    waiting: int
+    started_total: int
+    lost_total: int
+    forkserver_restarts_total: int
+
+
+class _Worker:
+    """One child, from its fork to its death."""
+
+    def __init__(self, child: Child, pool: WorkerPool) -> None:
+        self.child = child
+        self.owner: str | None = None
+        self.calls = 0
+        self.call: Call | None = None
+        self.last_digest = ""
+        self.idle_since = 0.0
+        self.preparing_since: float | None = None
+        self.preparing: asyncio.TimerHandle | None = None
+        self.why = "lost"
+        """Why it ended, once it has; a worker that nobody ended is lost."""
+        self.ready: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self.killed = False
+        self.gone = False
+        self._pool = pool
+        self._channel_ended = False
+        self.protocol: FrameProtocol[FromWorker] = FrameProtocol(
+            _decoder, self._received, self._broken, max_bytes=FRAME_ALLOWANCE_BYTES
+        )
+        child.when_dead(self._check_gone)
+
+    @property
+    def connected(self) -> bool:
+        """Whether the channel is in the hands of :attr:`protocol`."""
+        return self.protocol.connected
+
+    def kill(self, why: str) -> None:
+        """End it. The first reason stands."""
+        if not self.killed:
+            self.killed = True
+            self.why = why
+        self.child.kill()
+
+    def _received(self, message: FromWorker) -> None:
+        self._pool.received(self, message)
+
+    def _broken(self, error: Exception | None) -> None:
+        # The channel's end is read before the death counts, so that nothing that was said is missed.
+        if error is not None:
+            _log.warning("worker %d broke the protocol and is killed: %s", self.child.pid, error)
+        self._channel_ended = True
+        self.child.kill()
+        self._check_gone()
+
+    def _check_gone(self) -> None:
+        if self._channel_ended and not self.child.alive and not self.gone:
+            self.gone = True
+            self._pool.worker_gone(self)
+
+
+class WorkerPool:
+    """Runs tools in workers while entered. Leaving ends every worker and every run.
+
+    ``workers`` are kept warm (0: as many as there are cores); at most ``max_concurrent`` calls run at once.
+    ``uids`` is None where workers cannot have uids of their own.
+    """
+
+    def __init__(
+        self,
+        *,
+        workers: int,
+        max_concurrent: int,
+        uids: UidRange | None,
+        observer: PoolObserver | None = None,
+    ) -> None:
+        self._size = min(workers or os.cpu_count() or 1, max_concurrent)
+        self._max = max_concurrent
+        self._observer = observer
+        self._launcher = Launcher(KIND, uids, self._dispatch)
+        self._spare: list[_Worker] = []
+        self._idle: list[_Worker] = []  # longest idle first
+        self._busy: set[_Worker] = set()
+        self._starting = 0
+        self._workers: set[_Worker] = set()
+        self._waiting: OrderedDict[str, deque[Call]] = OrderedDict()  # by owner, in turn
+        self._loading: dict[str, asyncio.Task[ClawboxError | None]] = {}
+        self._tasks = asyncio.TaskGroup()
+        self._running: set[asyncio.Task[Any]] = set()
+        self._stack = contextlib.AsyncExitStack()
+        self._open = False
+        self._start_failures = 0
+        self._resume_at = 0.0
+        self._started_total = 0
+        self._lost_total = 0
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        await self._stack.enter_async_context(self._launcher)
+        await self._stack.enter_async_context(self._tasks)
+        self._open = True
+        self._dispatch()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open = False
+        for call in self._take_waiting():
+            call.fail(ClawboxError(Reason.SHUTTING_DOWN, "the server is stopping"))
+        for worker in list(self._workers):
+            worker.kill("cancelled" if worker.call is not None else "retired")
+        for task in list(self._running):
+            task.cancel()
+        await self._stack.__aexit__(None, None, None)
+        for worker in list(self._workers):
+            # Dead, but the end of its channel was not read yet.
+            worker.protocol.close()
+            self.worker_gone(worker)
+        await asyncio.sleep(0)
+
+    def stats(self) -> PoolStats:
+        """What the pool holds now."""
+        return PoolStats(
+            busy=len(self._busy),
+            idle=len(self._idle),
+            spare=len(self._spare),
+            starting=self._starting,
+            waiting=sum(map(len, self._waiting.values())),
+            started_total=self._started_total,
+            lost_total=self._lost_total,
+            forkserver_restarts_total=self._launcher.restarts,
+        )
+
+    async def preload(self, code: ToolCode) -> None:
+        """Have workers that are started from now on know ``code``, so that its first call need not wait.
+
+        Raises SANDBOX_UNAVAILABLE.
+        """
+        error = await asyncio.shield(self._load(code))
+        if error is not None:
+            raise error
+
+    async def run(self, run: Run, on_event: OnEvent | None = None) -> RunResult:
+        """Run a tool once, in a fresh instance, and say what came of it.
+
+        With ``on_event`` what the run writes and logs is told as it happens; the result holds it in any case.
+        Raises :class:`InvalidInputError` when the parameters break the input schema, and SANDBOX_UNAVAILABLE
+        or SHUTTING_DOWN when no worker can be had. Cancelling kills the worker, and returns when it is dead.
+        """
+        if not self._open:
+            raise ClawboxError(Reason.SHUTTING_DOWN, "the server is stopping")
+        call = Call(run, on_event, self._loop.time())
+        worker = self._find(call) if not self._waiting else None
+        if worker is not None:
+            self._assign(worker, call)
+        else:
+            pause = self._resume_at - call.queued_at
+            if pause > 0:
+                raise _unavailable("workers cannot be started", pause)
+            self._waiting.setdefault(run.owner, deque()).append(call)
+            self._loop.call_later(OVERDUE_SECONDS, self._dispatch)
+            self._dispatch()
+        try:
+            return await call.done
+        except asyncio.CancelledError:
+            await self._abandon(call)
+            raise
+
+    # Which worker gets which call.
+
+    def _find(self, call: Call) -> _Worker | None:
+        """A worker that may run ``call`` now."""
+        now = self._loop.time()
+        best: _Worker | None = None
+        for worker in self._idle:
+            if worker.owner != call.run.owner or call.digest not in worker.child.loaded:
+                continue
+            if worker.preparing_since is not None and now - worker.preparing_since > _SKIP_PREPARING_SECONDS:
+                continue
+            if best is None or worker.last_digest == call.digest:
+                best = worker
+        if best is not None or not self._may_take_spare(call, now):
+            return best
+        return next((spare for spare in self._spare if call.digest in spare.child.loaded), None)
+
+    def _may_take_spare(self, call: Call, now: float) -> bool:
+        busy = len(self._busy)
+        return busy < self._size or (busy < self._max and self._is_overdue(call, now))
+
+    def _is_overdue(self, call: Call, now: float) -> bool:
+        return now - call.queued_at >= OVERDUE_SECONDS * 0.9  # a timer may fire a little early
+
+    def _assign(self, worker: _Worker, call: Call) -> None:
+        if worker.owner is None:
+            self._spare.remove(worker)
+            worker.owner = call.run.owner
+            if self._idle and len(self._busy) + len(self._idle) >= self._size:
+                self._idle[0].kill("retired")
+                self._forget(self._idle[0])
+        else:
+            self._idle.remove(worker)
+        self._busy.add(worker)
+        worker.call = call
+        worker.calls += 1
+        worker.last_digest = call.digest
+        now = call.started_at = self._loop.time()
+        limits = call.run.limits
+        call.deadline = self._loop.call_at(
+            now + limits.timeout_ms / 1000 + GRACE_SECONDS, self._overstayed, worker, call
+        )
+        worker.protocol.limit(frame_limit(limits))
+        worker.protocol.send(call.frame())
+        if not self._spare:
+            self._provide()
+
+    def _dispatch(self) -> None:
+        """Give waiting calls to workers, in turn by owner, then see to it that there are enough workers."""
+        if not self._open:
+            return
+        progress = True
+        while progress:
+            progress = False
+            for owner in list(self._waiting):
+                calls = self._waiting[owner]
+                worker = self._find(calls[0])
+                if worker is None:
+                    continue
+                call = calls.popleft()
+                del self._waiting[owner]
+                if calls:
+                    self._waiting[owner] = calls  # at the end: the others' turn
+                self._assign(worker, call)
+                progress = True
+        self._provide()
+
+    def _provide(self) -> None:
+        """Load what waiting calls need, replace spares that lack something, and start workers."""
+        now = self._loop.time()
+        if not self._open or now < self._resume_at:
+            return
+        waiting = overdue = 0
+        for calls in self._waiting.values():
+            for call in calls:
+                if call.digest not in self._launcher.loaded:
+                    self._load(call.run.code)
+                else:
+                    waiting += 1
+                    overdue += self._is_overdue(call, now)
+        busy = len(self._busy)
+        missing = max(min(waiting, self._size - busy), min(overdue, self._max - busy))
+        if not self._loading:
+            for spare in list(self._spare):
+                if self._launcher.loaded - spare.child.loaded:
+                    spare.kill("retired")
+                    self._forget(spare)
+        room = self._max + self._size - len(self._workers) - self._starting
+        wanted = max(missing, self._size - len(self._busy) - len(self._idle), 1)
+        wanted -= len(self._spare) + self._starting
+        for _ in range(min(wanted, room, _STARTS_AT_ONCE - self._starting)):
+            self._starting += 1
+            self._spawn(self._start_worker())
+
+    def _load(self, code: ToolCode) -> asyncio.Task[ClawboxError | None]:
+        task = self._loading.get(code.digest)
+        if task is None:
+            task = self._loading[code.digest] = self._spawn(self._load_now(code))
+        return task
+
+    async def _load_now(self, code: ToolCode) -> ClawboxError | None:
+        failure: ClawboxError | None = None
+        try:
+            await self._launcher.load(code.digest, _encoder.encode(ArtifactSpec(code.abi, code.artifact)))
+        except LoadFailedError as error:
+            _log.error("the compiled code of tool %s cannot be loaded: %s", code.name, error)  # noqa: TRY400
+            failure = ClawboxError(
+                Reason.SANDBOX_UNAVAILABLE,
+                "the compiled code of tool {tool} cannot be loaded",
+                tool=code.name,
+            )
+            for call in self._take_waiting(code.digest):
+                call.fail(failure)
+        except ForkServerGoneError as error:
+            failure = _unavailable(str(error), error.retry_after)
+        except ChildrenUnavailableError as error:
+            failure = self._pause(str(error), error.retry_after)
+        finally:
+            del self._loading[code.digest]
+            self._dispatch()
+        return failure
+
+    # The life of a worker.
+
+    async def _start_worker(self) -> None:
+        try:
+            await self._start_and_wait()
+        except ForkServerGoneError:
+            pass  # the launcher starts another, and the next worker waits for it
+        except ChildrenUnavailableError as error:
+            self._pause(str(error), error.retry_after)
+        finally:
+            self._starting -= 1
+            self._dispatch()
+
+    async def _start_and_wait(self) -> None:
+        child, channel = await self._launcher.fork()
+        worker = _Worker(child, self)
+        self._workers.add(worker)
+        try:
+            await self._loop.create_unix_connection(lambda: worker.protocol, sock=channel)
+            async with asyncio.timeout(START_SECONDS):
+                ready = await worker.ready
+        except BaseException:
+            worker.kill("lost")
+            if not worker.connected:
+                channel.close()
+                self._workers.discard(worker)
+            raise
+        if not ready:
+            return
+        self._spare.append(worker)
+        self._started_total += 1
+        if self._observer is not None:
+            self._observer.worker_started()
+
+    def received(self, worker: _Worker, message: FromWorker) -> None:
+        """A worker said something. Raises :class:`FrameError` when it should not have."""
+        call = worker.call
+        match message:
+            case Wrote(written, logged) if call is not None:
+                call.take(written, logged, self._loop.time())
+            case Done() if call is not None:
+                result = call.finish(message, self._loop.time())
+                self._released(worker, call)
+                well = result.outcome in _ENDED_WELL and not message.trapped and not message.bloated
+                self._rest(worker, prepares=True) if well else self._retire(worker)
+                call.resolve(result)
+                self._start_failures = 0
+                self._dispatch_if_waiting()
+            case Refused(violations) if call is not None:
+                self._released(worker, call)
+                self._rest(worker, prepares=False)
+                call.fail(InvalidInputError(tuple(violations[:MAX_VIOLATIONS])))
+                self._dispatch_if_waiting()
+            case Prepared() if worker.preparing is not None:
+                worker.preparing.cancel()
+                worker.preparing = worker.preparing_since = None
+            case Ready() if not worker.ready.done():
+                worker.ready.set_result(True)
+            case _:
+                raise FrameError(f"{type(message).__name__} out of turn")
+
+    def worker_gone(self, worker: _Worker) -> None:
+        """A worker is dead, and everything that it said was read."""
+        self._workers.discard(worker)
+        self._forget(worker)
+        if worker.preparing is not None:
+            worker.preparing.cancel()
+        if not worker.ready.done():
+            worker.ready.set_result(False)
+        call = worker.call
+        if call is not None:
+            self._released(worker, call)
+            call.resolve(_lost(worker, call, self._loop.time()))
+        if worker.why == "lost":
+            self._lost_total += 1
+            if not worker.calls:
+                self._start_failed()
+        if self._observer is not None:
+            self._observer.worker_ended(worker.why)
+        self._dispatch()
+
+    def _released(self, worker: _Worker, call: Call) -> None:
+        worker.call = None
+        self._busy.discard(worker)
+        if call.deadline is not None:
+            call.deadline.cancel()
+
+    def _rest(self, worker: _Worker, *, prepares: bool) -> None:
+        if worker.killed or worker.calls >= CALLS_PER_WORKER:
+            self._retire(worker)
+            return
+        now = worker.idle_since = self._loop.time()
+        self._idle.append(worker)
+        if prepares:
+            worker.preparing_since = now
+            worker.preparing = self._loop.call_later(PREPARE_SECONDS, worker.kill, "overstayed")
+        if len(self._busy) + len(self._idle) > self._size:
+            self._loop.call_later(SURPLUS_IDLE_SECONDS, self._retire_surplus, worker, now)
+
+    def _retire(self, worker: _Worker) -> None:
+        worker.kill("retired")
+        self._forget(worker)
+
+    def _retire_surplus(self, worker: _Worker, idle_since: float) -> None:
+        surplus = len(self._busy) + len(self._idle) > self._size
+        if surplus and worker in self._idle and worker.idle_since == idle_since:
+            self._retire(worker)
+
+    def _forget(self, worker: _Worker) -> None:
+        """No call goes to it any more."""
+        for workers in (self._spare, self._idle):
+            if worker in workers:
+                workers.remove(worker)
+
+    def _overstayed(self, worker: _Worker, call: Call) -> None:
+        call.overstayed = True
+        worker.kill("overstayed")
+
+    async def _abandon(self, call: Call) -> None:
+        """The caller went away: nothing of its call goes on."""
+        if call.started_at is None:
+            owner = call.run.owner
+            calls = self._waiting.get(owner)
+            if calls is not None and call in calls:
+                calls.remove(call)
+                if not calls:
+                    del self._waiting[owner]
+            return
+        for worker in self._busy:
+            if worker.call is call:
+                worker.kill("cancelled")
+                await worker.child.dead()
+                return
+
+    # What goes wrong around workers.
+
+    def _start_failed(self) -> None:
+        self._start_failures += 1
+        excess = self._start_failures - _START_FAILURES_TOLERATED
+        if excess >= 0:
+            self._pause("workers end as they start", min(0.1 * 2**excess, _LONGEST_PAUSE_SECONDS))
+
+    def _pause(self, why: str, seconds: float) -> ClawboxError:
+        """Start nothing for a while, and keep nobody waiting for it."""
+        _log.error("no worker can be started for %.1f s: %s", seconds, why)
+        self._resume_at = self._loop.time() + seconds
+        self._loop.call_later(seconds, self._dispatch)
+        error = _unavailable(why, seconds)
+        for call in self._take_waiting():
+            call.fail(error)
+        return error
+
+    def _take_waiting(self, digest: str | None = None) -> list[Call]:
+        """Take the calls (of one tool) that wait out of the queue."""
+        taken = [
+            call
+            for calls in self._waiting.values()
+            for call in calls
+            if digest is None or call.digest == digest
+        ]
+        for owner in list(self._waiting):
+            left = deque(call for call in self._waiting[owner] if call not in taken)
+            if left:
+                self._waiting[owner] = left
+            else:
+                del self._waiting[owner]
+        return taken
+
+    def _dispatch_if_waiting(self) -> None:
+        if self._waiting:
+            self._dispatch()
+
+    def _spawn(self, work: Coroutine[None, None, T]) -> asyncio.Task[T]:
+        task = self._tasks.create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return task
+
+
+def _lost(worker: _Worker, call: Call, now: float) -> RunResult:
+    if call.overstayed:
+        return call.lost(Outcome.TIMEOUT, f"ran longer than {call.run.limits.timeout_ms} ms", now)
+    if worker.why == "cancelled":
+        return call.lost(Outcome.CANCELLED, "the server stopped", now)
+    return call.lost(Outcome.SANDBOX_LOST, "the process of the sandbox died", now)
+
+
+def _unavailable(why: str, retry_after: float) -> ClawboxError:
+    return ClawboxError(
+        Reason.SANDBOX_UNAVAILABLE, "no sandbox can be started: {why}", retry_after=retry_after, why=why
+    )

@@ -1,0 +1,365 @@
+"""The child side of the pool: a process that runs one call at a time, and can do nothing else.
+
+The module is imported, and :data:`KIND` preloaded, in the forkserver; :meth:`WorkerKind.main` runs in each
+child, which is confined already: it can open nothing, and whatever is needed must be there by then.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import threading
+import time
+from dataclasses import replace
+from typing import Final
+
+import msgspec
+import wasmtime
+from wasmtime import component
+
+from clawbox.children.channel import BlockingChannel, ChannelClosedError
+from clawbox.children.kind import LoadError
+from clawbox.children.linux import Timer
+from clawbox.wasm import schema
+from clawbox.wasm.artifacts import Artifact, Artifacts, CommandModule
+from clawbox.wasm.capture import Capture
+from clawbox.wasm.engine import new_engine
+from clawbox.wasm.guest import PREPARATION_FUEL, Ended, Guest, failed, near_limit, returned
+from clawbox.wasm.host import Host, NoEgress, Session
+from clawbox.wasm.messages import (
+    MAX_CONTROL_FRAME_BYTES,
+    MAX_VIOLATIONS,
+    ArtifactSpec,
+    Done,
+    Prepared,
+    Ready,
+    Refused,
+    RunFrame,
+)
+from clawbox.wasm.model import Limits, Outcome, OutputStream
+
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+_DATA_ALLOWANCE: Final = 64 << 20
+"""Memory of a worker beside what the guest holds: the host's copies of small inputs and outputs, thread stacks."""
+_HOST_COPIES: Final = 3
+"""How often what a guest returns exists outside of it for a moment, while it is lifted and checked."""
+_BLOAT: Final = 16 << 20
+"""A worker that keeps so much more memory than it had when it began is replaced."""
+_FLUSH_SECONDS: Final = 0.05
+_STREAM_FLUSH_SECONDS: Final = 0.01
+
+
+class _Clock(threading.Thread):
+    """Ends what takes too long, and tells control what was written meanwhile; asleep while runs are short."""
+
+    def __init__(self, engine: wasmtime.Engine) -> None:
+        super().__init__(name="clock", daemon=True)
+        self._engine = engine
+        self._timer = Timer()
+        self._lock = threading.Lock()
+        self._capture: Capture | None = None
+        self._deadline = 0.0
+        self._interval = _FLUSH_SECONDS
+        self.expired = False
+        """The run that goes on, or went on last, took too long."""
+
+    def begin(self, capture: Capture, seconds: float, *, streamed: bool) -> None:
+        with self._lock:
+            self._capture = capture
+            self._deadline = time.monotonic() + seconds
+            self._interval = _STREAM_FLUSH_SECONDS if streamed else _FLUSH_SECONDS
+            self.expired = False
+            self._timer.arm(min(self._interval, seconds))
+
+    def end(self) -> None:
+        with self._lock:
+            self._capture = None
+            self._timer.disarm()
+
+    def run(self) -> None:
+        while True:
+            self._timer.wait()
+            with self._lock:
+                capture = self._capture
+                if capture is None:
+                    continue
+                left = self._deadline - time.monotonic()
+                if left <= 0:
+                    self.expired = True
+                    self._engine.increment_epoch()
+                self._timer.arm(min(self._interval, left) if left > 0 else self._interval)
+            try:
+                capture.flush()
+            except ChannelClosedError:
+                os._exit(0)
+
+
+class _Memory:
+    """What this process has of its own, as the kernel counts it against RLIMIT_DATA."""
+
+    def __init__(self) -> None:
+        self.descriptor = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+
+    def data_bytes(self) -> int:
+        return int(os.pread(self.descriptor, 128, 0).split()[5]) * _PAGE
+
+    def allow(self, extra: int) -> None:
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (self.data_bytes() + extra, hard))
+
+
+class _Prepared:
+    """An instance that stands ready for the next run of the same tool with the same limits."""
+
+    def __init__(self, digest: str, limits: Limits, guest: Guest, function: component.Func, base: int) -> None:
+        self.key = (digest, limits)
+        self.guest = guest
+        self.function = function
+        self.base = base
+
+
+def _allowance(frame: RunFrame) -> int:
+    limits = frame.limits
+    streams = limits.stdout_bytes + limits.stderr_bytes + limits.log_bytes
+    return (1 + _HOST_COPIES) * limits.memory_bytes + 4 * streams + 8 * len(frame.params) + _DATA_ALLOWANCE
+
+
+class _Worker:
+    """The loop of one child."""
+
+    def __init__(
+        self, engine: wasmtime.Engine, artifacts: Artifacts, host: Host, channel: int, memory: _Memory
+    ) -> None:
+        self._engine = engine
+        self._artifacts = artifacts
+        self._host = host
+        self._egress = NoEgress()
+        decoder = msgspec.msgpack.Decoder(RunFrame)
+        self._channel = BlockingChannel(channel, decoder, max_bytes=MAX_CONTROL_FRAME_BYTES)
+        self._clock = _Clock(engine)
+        self._memory = memory
+        self._memory_at_start = memory.data_bytes()
+        self._prepared: _Prepared | None = None
+        self._unpreparable: set[str] = set()
+
+    def serve(self) -> None:
+        self._clock.start()
+        self._channel.send(Ready())
+        while True:
+            try:
+                frame = self._channel.receive()
+                done = self._run(frame)
+                self._channel.send(done)
+                if isinstance(done, Done) and not done.trapped and not done.bloated:
+                    self._prepare(frame)
+                    self._channel.send(Prepared())
+            except ChannelClosedError:
+                return
+
+    def _run(self, frame: RunFrame) -> Done | Refused:
+        began = time.monotonic_ns()
+        artifact = self._artifacts.get(frame.digest)
+        if artifact is None:
+            raise LoadError("control sent a tool that this worker does not have")
+        limits = frame.limits
+        stdout_is_output = isinstance(artifact, CommandModule) or artifact.is_command
+        capture = Capture(
+            limits,
+            stdout_is_output=stdout_is_output,
+            streamed=frame.streamed,
+            keep_output=stdout_is_output and frame.output_schema is not None,
+            send=self._channel.send,
+            stop=self._engine.increment_epoch,
+        )
+        session = Session(limits.host_calls, limits.log_bytes, self._egress, capture.log)
+        self._clock.begin(capture, limits.timeout_ms / 1000, streamed=frame.streamed)
+        spent, peak, bloated = 0, 0, False
+        try:
+            if frame.input_schema is not None:
+                found = schema.violations(frame.input_schema, json.loads(frame.params), MAX_VIOLATIONS)
+                if found:
+                    return Refused(list(found))
+            prepared, self._prepared = self._prepared, None
+            if prepared is not None and prepared.key != (frame.digest, limits):
+                prepared.guest.close()
+                prepared = None
+            base = prepared.base if prepared is not None else self._memory.data_bytes()
+            self._memory.allow(_allowance(frame))
+            if prepared is not None:
+                guest = prepared.guest
+            else:
+                guest = Guest(self._artifacts, artifact, limits, limits.fuel)
+            try:
+                ended = self._call(guest, artifact, frame, prepared, capture, session)
+                left = guest.fuel_left()
+                spent = limits.fuel - left
+                peak = guest.memory_bytes() or max(self._memory.data_bytes() - base, 0)
+            finally:
+                self._host.session = None
+                guest.close()
+            ended = _conclude(ended, limits, capture, session, left, peak, expired=self._clock.expired)
+            ended = _checked(ended, frame, capture)
+            bloated = self._memory.data_bytes() - self._memory_at_start > _BLOAT
+        except MemoryError:
+            ended = Ended(Outcome.MEMORY_EXCEEDED, "the worker ran out of memory beside the tool's own")
+            bloated = True
+        finally:
+            self._clock.end()
+        written, logged = capture.rest()
+        truncated = [(stream, capture.kept(stream)) for stream in capture.cut]
+        if session.logs_cut:
+            truncated.append((OutputStream.LOG, session.log_bytes))
+        return Done(
+            outcome=ended.outcome,
+            message=ended.message,
+            output=ended.output,
+            written=written,
+            logged=logged,
+            truncated=truncated,
+            exit_code=ended.exit_code,
+            trapped=ended.trapped,
+            bloated=bloated,
+            fuel_consumed=spent,
+            peak_memory_bytes=peak,
+            host_calls=session.calls,
+            duration_us=(time.monotonic_ns() - began) // 1000,
+        )
+
+    def _call(
+        self,
+        guest: Guest,
+        artifact: Artifact,
+        frame: RunFrame,
+        prepared: _Prepared | None,
+        capture: Capture,
+        session: Session,
+    ) -> Ended:
+        self._host.session = session
+        instantiated = False
+        try:
+            guest.begin(capture, frame.limits.fuel)
+            if isinstance(artifact, CommandModule):
+                guest.set_wasi(frame.params)
+                guest.call_module()
+                return Ended(Outcome.OK, exit_code=0)
+            if prepared is not None:
+                function = prepared.function
+            else:
+                guest.set_wasi(frame.params if artifact.is_command else b"")
+                function = guest.instantiate_component()
+            instantiated = True
+            params = () if artifact.is_command else (frame.params.decode(),)
+            return returned(guest.call_component(function, *params))
+        except (wasmtime.WasmtimeError, wasmtime.Trap) as error:
+            return failed(error, instantiated=instantiated)
+
+    def _prepare(self, frame: RunFrame) -> None:
+        """Instantiate ahead what ran last. Control replaces a worker that does not come back from here soon.
+
+        Only components: instantiating a core module takes a few microseconds, and its stdin is not known yet.
+        """
+        artifact = self._artifacts.get(frame.digest)
+        if (
+            artifact is None
+            or isinstance(artifact, CommandModule)
+            or artifact.is_command
+            or frame.digest in self._unpreparable
+        ):
+            return
+        base = self._memory.data_bytes()
+        guest = Guest(self._artifacts, artifact, frame.limits, min(PREPARATION_FUEL, frame.limits.fuel))
+        try:
+            guest.set_wasi(b"")
+            function = guest.instantiate_component()
+        except (wasmtime.WasmtimeError, wasmtime.Trap):
+            # Its start does more than starting. It is instantiated with the call, in the call's own time.
+            self._unpreparable.add(frame.digest)
+            guest.close()
+            return
+        self._prepared = _Prepared(frame.digest, frame.limits, guest, function, base)
+
+
+def _conclude(
+    ended: Ended, limits: Limits, capture: Capture, session: Session, left: int, peak: int, *, expired: bool
+) -> Ended:
+    """The outcome, by what this program knows about the run rather than by what the guest says."""
+    if capture.overflowed:
+        message = f"wrote more than {limits.stdout_bytes} bytes of output"
+        return Ended(Outcome.OUTPUT_EXCEEDED, message, trapped=ended.trapped)
+    if session.exceeded:
+        message = f"made more than {limits.host_calls} host calls"
+        return replace(ended, outcome=Outcome.HOST_CALLS_EXCEEDED, message=message)
+    if ended.outcome is Outcome.OK:
+        return ended
+    if ended.trapped and expired:
+        message = f"ran longer than {limits.timeout_ms} ms"
+        return replace(ended, outcome=Outcome.TIMEOUT, message=message)
+    if ended.trapped and left == 0:
+        message = f"used more than {limits.fuel} units of fuel"
+        return replace(ended, outcome=Outcome.FUEL_EXHAUSTED, message=message)
+    if ended.outcome is Outcome.MEMORY_EXCEEDED or near_limit(peak, limits.memory_bytes):
+        message = f"needed more than {limits.memory_bytes} bytes of memory"
+        if ended.message:
+            message += f" ({ended.message})"
+        return replace(ended, outcome=Outcome.MEMORY_EXCEEDED, message=message)
+    return ended
+
+
+def _checked(ended: Ended, frame: RunFrame, capture: Capture) -> Ended:
+    """The same run once its output was looked at: too large, or not what the output schema says."""
+    if ended.output is not None and len(ended.output) > frame.limits.stdout_bytes:
+        message = f"returned {len(ended.output)} bytes, more than {frame.limits.stdout_bytes}"
+        return replace(ended, outcome=Outcome.OUTPUT_EXCEEDED, message=message, output=None)
+    if ended.outcome is not Outcome.OK or frame.output_schema is None:
+        return ended
+    output = ended.output if ended.output is not None else bytes(capture.output)
+    try:
+        value = json.loads(output)
+    except (ValueError, RecursionError):
+        value = output.decode("utf-8", "replace")
+    found = schema.violations(frame.output_schema, value, MAX_VIOLATIONS)
+    if not found:
+        return ended
+    first = found[0]
+    message = (
+        f"the output breaks the tool's output_schema at {first.path or '/'} ({first.rule}): {first.message}"
+    )
+    return replace(ended, outcome=Outcome.INVALID_OUTPUT, message=message)
+
+
+class WorkerKind:
+    """The kind of child that runs tools; see :class:`clawbox.children.kind.Kind`."""
+
+    name = "clawbox-worker"
+
+    def __init__(self) -> None:
+        self._memory: _Memory | None = None
+
+    def preload(self) -> None:
+        # WASI's timers run on a pool of threads, as many as the machine has cores unless this says otherwise.
+        os.environ["TOKIO_WORKER_THREADS"] = "1"
+        schema.warm_up()
+        self._engine = new_engine()
+        self._host = Host()
+        self._artifacts = Artifacts(self._engine, self._host)
+        self._specs = msgspec.msgpack.Decoder(ArtifactSpec)
+
+    def load(self, key: str, spec: bytes) -> None:
+        artifact = self._specs.decode(spec)
+        self._artifacts.load(key, artifact.abi, artifact.path)
+
+    def loaded(self) -> tuple[str, ...]:
+        return self._artifacts.digests()
+
+    def open_own(self) -> tuple[int, ...]:
+        self._memory = _Memory()
+        return (self._memory.descriptor,)
+
+    def main(self, channel: int) -> None:
+        assert self._memory is not None
+        _Worker(self._engine, self._artifacts, self._host, channel, self._memory).serve()
+
+
+KIND = WorkerKind()
+"""What the forkserver is told to fork: ``clawbox.wasm.worker:KIND``."""
