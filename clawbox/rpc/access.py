@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from clawbox.errors import ClawboxError, Reason
@@ -23,6 +24,20 @@ class Authenticator(Protocol):
         """Who presents ``authorization``; raises TOKEN_MISSING or TOKEN_INVALID."""
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A call that was not let in."""
+
+    reason: Reason
+    """TOKEN_MISSING, TOKEN_INVALID, RATE_LIMIT or SCOPE_MISSING."""
+    method: str
+    address: str
+    """Whose: see :func:`clawbox.rpc.call.peer_address`."""
+    request_id: str
+    principal: str
+    """Whose token lacks the scope; empty when the token is not known."""
+
+
 class AccessControl:
     """Lets a call in, or raises why not."""
 
@@ -31,7 +46,7 @@ class AccessControl:
         tokens: Authenticator,
         *,
         refused: RefusedTokens | None = None,
-        on_refusal: Callable[[str], None] | None = None,
+        on_refusal: Callable[[Refusal], None],
     ) -> None:
         self._tokens = tokens
         self._refused = refused if refused is not None else RefusedTokens()
@@ -50,8 +65,16 @@ class AccessControl:
             if call.method.access is Access.SCOPES:
                 _check_scopes(call)
         except ClawboxError as error:
-            if self._on_refusal is not None:
-                self._on_refusal(error.reason.name)
+            principal = call.known_principal
+            self._on_refusal(
+                Refusal(
+                    error.reason,
+                    call.name,
+                    peer_address(call.peer),
+                    call.request_id,
+                    principal.name if principal is not None else "",
+                )
+            )
             raise
 
     def _authenticate(self, call: Call, authorization: Sequence[str]) -> Principal:

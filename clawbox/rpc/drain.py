@@ -34,6 +34,10 @@ class Calls:
     def __len__(self) -> int:
         return len(self._calls)
 
+    def names(self) -> list[str]:
+        """The methods of the calls in flight."""
+        return sorted(call.name for call in self._calls)
+
     @property
     def draining(self) -> bool:
         """Whether new work is refused with SHUTTING_DOWN."""

@@ -333,13 +333,16 @@ async def _fail(call: Call, context: Context, error: BaseException) -> None:
 async def _abort(call: Call, context: Context, error: ClawboxError) -> None:
     status = wire_status(error)
     call.code = status.code.name
-    _log.info(
+    principal = call.known_principal
+    # Callers without a token must not be able to fill the log; wrong tokens pass here at a bounded rate.
+    known = principal is not None or error.reason is Reason.TOKEN_INVALID
+    (_log.info if known else _log.debug)(
         "call refused",
         method=call.name,
         code=call.code,
         reason=error.reason.name,
         message=status.message,
-        principal=principal.name if (principal := call.known_principal) else "",
+        principal=principal.name if principal is not None else "",
         peer=call.peer,
     )
     trailing = ((REQUEST_ID_KEY, call.request_id), (DETAILS_KEY, status.details))

@@ -11,6 +11,7 @@ import socket
 import ssl
 import stat
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import grpc
 import grpc.aio
@@ -86,7 +87,7 @@ class UnixListener:
         # The mask makes the socket private from its first moment. gRPC binds before it returns.
         mask = os.umask(0o177)
         try:
-            server.add_insecure_port(f"unix:{path}")
+            server.add_insecure_port(f"unix:{quote(str(path))}")  # gRPC takes it as a URI
             self._identity = _identity(path)
         except (RuntimeError, OSError) as error:
             raise ListenError(f"server.unix_socket: cannot listen on {path}: {_why_not_at(path)}") from error

@@ -20,7 +20,7 @@ import grpc.aio
 import structlog
 from grpc_health.v1 import health_pb2_grpc
 
-from clawbox.rpc.access import AccessControl, Authenticator
+from clawbox.rpc.access import AccessControl, Authenticator, Refusal
 from clawbox.rpc.drain import Calls
 from clawbox.rpc.health import HealthServicer
 from clawbox.rpc.interceptors import CallInterceptor, Edge, handler_function
@@ -57,6 +57,9 @@ _OVERSIZE_ALLOWANCE = 1 << 20
 _LAST_NEWS_SECONDS = 1.0
 """Time for health watchers to take the last state before they are cut."""
 
+_CLEAN_UP_SECONDS = 30.0
+"""Time for cancelled handlers to clean up; one that takes longer is left behind, and logged."""
+
 _log = structlog.stdlib.get_logger("clawbox.rpc")
 
 
@@ -70,7 +73,15 @@ class RpcServer:
     Entering it binds the listeners (raises :class:`~clawbox.rpc.listeners.ListenError`); leaving it drains.
     """
 
-    def __init__(self, settings: ServerSettings, tokens: Authenticator, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        settings: ServerSettings,
+        tokens: Authenticator,
+        metrics: Metrics,
+        *,
+        on_refusal: Callable[[Refusal], None] | None = None,
+    ) -> None:
+        """``on_refusal`` is told of each call that was not let in: strangers decide how often."""
         self._settings = settings
         self._methods = method_table(settings.reflection)
         self._services: list[str] = []
@@ -86,8 +97,14 @@ class RpcServer:
         """Says which services serve: none, until it is told."""
         metrics.watch_rpcs(lambda: len(self.calls))
         metrics.watch_executions(lambda: self.executions.running, lambda: self.executions.queued)
+
+        def refused(refusal: Refusal) -> None:
+            metrics.token_refused(refusal.reason.name)
+            if on_refusal is not None:
+                on_refusal(refusal)
+
         edge = Edge(
-            access=AccessControl(tokens, on_refusal=metrics.token_refused),
+            access=AccessControl(tokens, on_refusal=refused),
             executions=self.executions,
             calls=self.calls,
             metrics=metrics,
@@ -187,7 +204,8 @@ class RpcServer:
             # Even when this is cancelled: no handler may outlive what it works with.
             self.calls.end()
             await asyncio.shield(stopping)
-            await self.calls.wait_none_left()
+            if not await self.calls.wait_none_left(_CLEAN_UP_SECONDS):
+                _log.error("calls did not end", methods=self.calls.names())
             self._remove_unix_socket()
 
     async def _wait_and_end(self, grace: float) -> None:

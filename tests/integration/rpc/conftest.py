@@ -30,6 +30,8 @@ from clawbox.telemetry import Metrics
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
+    from clawbox.rpc.access import Refusal
+
 ADMIN = "admin-token-0123456789"
 READER = "reader-token-0123456789"
 NARROW = "narrow-token-0123456789"
@@ -145,6 +147,7 @@ class Serving:
     server: RpcServer
     metrics: Metrics
     stack: AsyncExitStack
+    refusals: list[Refusal]
     sandbox: ScriptedSandbox = field(default_factory=ScriptedSandbox)
     containers: ScriptedExec = field(default_factory=ScriptedExec)
 
@@ -180,9 +183,10 @@ class Serving:
 async def serving(**settings: Any) -> AsyncIterator[Serving]:
     metrics = Metrics()
     values: dict[str, Any] = {"port": 0, "grace_ms": 2_000, **settings}
-    server = RpcServer(ServerSettings(**values), token_table(), metrics)
+    refusals: list[Refusal] = []
+    server = RpcServer(ServerSettings(**values), token_table(), metrics, on_refusal=refusals.append)
     async with AsyncExitStack() as stack:
-        running = Serving(server, metrics, stack)
+        running = Serving(server, metrics, stack, refusals)
         server.serve(sandbox_pb2_grpc.add_SandboxServicer_to_server, running.sandbox)
         server.serve(system_pb2_grpc.add_SystemServicer_to_server, ScriptedSystem())
         server.serve(add_exec_to_server, running.containers)

@@ -10,7 +10,9 @@ import grpc
 import pytest
 from clawbox_client.v1 import containers_pb2, sandbox_pb2, system_pb2
 
+from clawbox.errors import Reason
 from clawbox.rpc import call as rpc_call
+from clawbox.rpc.access import Refusal
 from tests.integration.rpc.conftest import NARROW, READER, Serving, details, failure, metadata, serving
 
 REQUEST = sandbox_pb2.ExecuteRequest(tool="echo")
@@ -39,6 +41,17 @@ async def test_a_token_without_the_scope_is_refused_and_told_which(running: Serv
     assert found.reason == "SCOPE_MISSING"
     assert found.info.metadata["scope"] == "sandbox:execute"
     assert (await stub.ListTools(sandbox_pb2.ListToolsRequest(), metadata=metadata(READER))).next_page_token
+
+
+async def test_who_watches_refusals_is_told_of_each(running: Serving) -> None:
+    stub = await running.sandbox_stub()
+    await failure(stub.Execute(REQUEST, metadata=(("x-request-id", "r-1"),)))
+    await failure(stub.Execute(REQUEST, metadata=metadata(READER, ("x-request-id", "r-2"))))
+    execute = "/clawbox.v1.Sandbox/Execute"
+    assert running.refusals == [
+        Refusal(Reason.TOKEN_MISSING, execute, "127.0.0.1", "r-1", ""),
+        Refusal(Reason.SCOPE_MISSING, execute, "127.0.0.1", "r-2", "reader"),
+    ]
 
 
 async def test_one_of_the_scopes_suffices(running: Serving) -> None:

@@ -157,6 +157,29 @@ async def test_a_stream_that_writes_to_a_client_that_is_gone_is_closed(running: 
     await until(lambda: len(running.server.calls) == 0)
 
 
+async def test_a_reader_that_stalls_gives_up_its_place(monkeypatch) -> None:
+    monkeypatch.setattr("clawbox.rpc.interceptors.STALLED_READER_SECONDS", 0.1)
+    async with serving() as running:
+        closed = asyncio.Event()
+
+        async def flood(_request):
+            try:
+                while True:
+                    yield sandbox_pb2.ExecuteStreamResponse(stdout=sandbox_pb2.OutputChunk(data=b"x" * 65536))
+            finally:
+                closed.set()
+
+        running.sandbox.stream = flood
+        stub = await running.sandbox_stub()
+        call = stub.ExecuteStream(sandbox_pb2.ExecuteStreamRequest(), metadata=metadata())
+        await call.read()  # and never again
+        async with asyncio.timeout(10):
+            await closed.wait()
+        await until(lambda: running.server.executions.running == 0)
+        call.cancel()
+        await until(lambda: len(running.server.calls) == 0)
+
+
 async def test_a_stream_that_fails_midway_is_closed_and_gets_its_status(running: Serving) -> None:
     closed = asyncio.Event()
 

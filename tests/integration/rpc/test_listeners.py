@@ -70,6 +70,13 @@ async def test_the_unix_socket_is_private_asks_for_the_token_and_is_removed(tmp_
     assert not path.exists()
 
 
+async def test_the_unix_socket_may_have_any_name(tmp_path: Path) -> None:
+    path = tmp_path / "a b%41?#.sock"
+    async with serving(unix_socket=path):
+        assert stat.S_IMODE(path.lstat().st_mode) == 0o600
+    assert not path.exists()
+
+
 async def test_the_socket_of_a_dead_server_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "clawbox.sock"
     with socket.socket(socket.AF_UNIX) as dead:
