@@ -104,6 +104,7 @@ check: $(VENV)/stamps/dev  ## Lint, types, layers, contract, drift of generated 
 generate: $(VENV)/stamps/dev  ## Write the generated files anew: stubs from protos/, docs from the code
 	@$(BIN)/buf generate
 	@$(BIN)/python tools/generate_error_docs.py
+	@$(BIN)/python tools/generate_cli_docs.py
 	@$(BIN)/python -m clawbox.config.reference
 
 .PHONY: release-image

@@ -24,6 +24,7 @@ CHECKS: dict[str, tuple[str, ...]] = {
     "buf-breaking": ("buf", "breaking", "protos", "--against", "protos/release.binpb"),
     "stubs": ("python", "tools/check_generated.py"),
     "errors.md": ("python", "tools/generate_error_docs.py", "--check"),
+    "cli.md": ("python", "tools/generate_cli_docs.py", "--check"),
     "settings.md": ("python", "-m", "clawbox.config.reference", "--check"),
     "constraints": ("python", "tools/update_constraints.py", "--check"),
 }
