@@ -11,17 +11,13 @@ from typing import Annotated
 import typer
 
 import clawbox
-from clawbox.cli import config, init, system, token, tools
+from clawbox.cli import config, init, system, token, tool, tools
 from clawbox.cli import run as run_commands
 from clawbox.cli import serve as serve_command
 from clawbox.cli.errors import ExitCode, describe
 from clawbox.cli.output import ReaderGoneError, print_error, write
 
-_EPILOG = "Exit codes: " + "; ".join(
-    f"{code.value} {code.meaning[0].lower()}{code.meaning[1:].rstrip('.')}"
-    for code in ExitCode
-    if code < ExitCode.INTERRUPTED
-)
+_EPILOG = "Exit codes:\n\n" + "\n\n".join(f"{code.value:>3}  {code.meaning}" for code in ExitCode)
 
 
 def build_app() -> typer.Typer:
@@ -41,6 +37,7 @@ def build_app() -> typer.Typer:
     system.mount(app)
     run_commands.mount(app)
     app.add_typer(tools.app, name="tools")
+    app.add_typer(tool.app, name="tool")
     app.add_typer(token.app, name="token")
     app.add_typer(config.app, name="config")
     return app

@@ -141,6 +141,7 @@ def _options(
         str | None,
         typer.Option(
             help="HOST:PORT or unix:/PATH; default: as in the settings, else 127.0.0.1:9800.",
+            metavar="ADDRESS",
             envvar="CLAWBOX_ADDRESS",
             rich_help_panel=_PANEL,
         ),
@@ -149,6 +150,7 @@ def _options(
         Path | None,
         typer.Option(
             help="File with the token; default: CLAWBOX_TOKEN, CLAWBOX_AUTH_TOKEN, ~/.clawbox/token.",
+            metavar="FILE",
             rich_help_panel=_PANEL,
         ),
     ] = None,
@@ -156,17 +158,21 @@ def _options(
         bool, typer.Option("--tls", help="TLS, trusting what the system trusts.", rich_help_panel=_PANEL)
     ] = False,
     tls_ca: Annotated[
-        Path | None, typer.Option(help="TLS, trusting this authority (PEM).", rich_help_panel=_PANEL)
+        Path | None,
+        typer.Option(help="TLS, trusting this authority (PEM).", metavar="FILE", rich_help_panel=_PANEL),
     ] = None,
     tls_cert: Annotated[
-        Path | None, typer.Option(help="Client certificate (PEM).", rich_help_panel=_PANEL)
+        Path | None, typer.Option(help="Client certificate (PEM).", metavar="FILE", rich_help_panel=_PANEL)
     ] = None,
     tls_key: Annotated[
-        Path | None, typer.Option(help="Key of the client certificate (PEM).", rich_help_panel=_PANEL)
+        Path | None,
+        typer.Option(help="Key of the client certificate (PEM).", metavar="FILE", rich_help_panel=_PANEL),
     ] = None,
     tls_server_name: Annotated[
         str | None,
-        typer.Option(help="Name in the server's certificate, if not its host.", rich_help_panel=_PANEL),
+        typer.Option(
+            help="Name in the server's certificate, if not its host.", metavar="NAME", rich_help_panel=_PANEL
+        ),
     ] = None,
     insecure: Annotated[
         bool,
@@ -179,7 +185,10 @@ def _options(
     deadline: Annotated[
         float | None,
         typer.Option(
-            help="Seconds that the call may take, waiting included.", min=0.001, rich_help_panel=_PANEL
+            help="Seconds that the call may take, waiting included.",
+            metavar="SECONDS",
+            min=0.001,
+            rich_help_panel=_PANEL,
         ),
     ] = None,
 ) -> Server:

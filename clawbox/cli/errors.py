@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -70,9 +71,9 @@ class Failure:
 
     def __str__(self) -> str:
         """The line for stderr: control characters escaped, never more than one line."""
-        text = f"clawbox: {self.message.strip().rstrip('.')}"
-        hint = self.hint.strip().rstrip(".")
-        return escape(f"{text}. {hint}." if hint else f"{text}.", keep="")
+        sentences = (text.strip() for text in (self.message, self.hint))
+        ended = (text if text.endswith((".", "?", "!")) else f"{text}." for text in sentences if text)
+        return escape(f"clawbox: {' '.join(ended)}", keep="")
 
 
 def describe(error: Exception) -> Failure:
@@ -82,7 +83,7 @@ def describe(error: Exception) -> Failure:
     if isinstance(error, typer.Abort):
         return Failure(ExitCode.INTERRUPTED, "aborted")
     if _is_usage_error(error):
-        return Failure(ExitCode.USAGE, str(error.format_message()), _help_hint(error))  # type: ignore[attr-defined]
+        return Failure(ExitCode.USAGE, str(error.format_message()).replace("?.", "?"), _help_hint(error))  # type: ignore[attr-defined]
 
     import clawbox_client  # noqa: PLC0415 - half of the time that --help takes
 
@@ -97,9 +98,10 @@ def describe(error: Exception) -> Failure:
         return Failure(ExitCode.USAGE, f"{first}{more}", "`clawbox config check` tries again")
     if isinstance(error, errors.ClawboxError):
         return Failure(_CODES.get(error.code.name, ExitCode.FAILED), str(error), error.reason.remedy)
-    if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        return Failure(ExitCode.USAGE, f"{where}{error.strerror or error}")
+    if isinstance(error, OSError) and error.filename:
+        return Failure(ExitCode.USAGE, f"{error.filename}: {error.strerror or error}")
+    if isinstance(error, UnicodeError):
+        return Failure(ExitCode.USAGE, "the command line, or a name in it, is not UTF-8")
     return Failure(
         ExitCode.INTERNAL,
         f"internal error: {type(error).__name__}: {error}",
@@ -133,11 +135,15 @@ _CODES = {
 }
 
 _VIOLATIONS_SHOWN = 5
+_CAUSE = re.compile(r"^.*last error: (?:[A-Z_]+: )?")
+"""What gRPC puts before the words of the system, when no address could be connected to."""
 
 
 def _describe_call(error: clawbox_client.ClawboxError) -> Failure:
     code = _CODES.get(error.code.name, ExitCode.INTERNAL)
     message = error.message
+    if code is ExitCode.UNAVAILABLE and not error.reason:
+        message = f"no answer: {_CAUSE.sub('', message)}"
     if len(error.violations) > 1 or any(one.description not in message for one in error.violations):
         shown = [
             f"{one.field or 'the whole'}: {one.description}" for one in error.violations[:_VIOLATIONS_SHOWN]
@@ -160,8 +166,7 @@ def _call_hint(error: clawbox_client.ClawboxError) -> str:
         return f"The server's log has the cause under request id {error.request_id}"
     if error.code.name == "UNAVAILABLE" and not error.reason:
         return (
-            "Is it running (`clawbox serve`) and the address right (--address, CLAWBOX_ADDRESS)? "
-            "A server with TLS needs --tls or --tls-ca FILE"
+            "Is it running (`clawbox serve`), is the address right (--address), does it want TLS (--tls-ca)?"
         )
     if error.code.name == "DEADLINE_EXCEEDED":
         return "Allow more time with --deadline SECONDS"

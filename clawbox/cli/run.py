@@ -22,28 +22,37 @@ from clawbox.cli.output import (
 from clawbox.cli.system import JsonFlag
 
 if TYPE_CHECKING:
-    from clawbox_client import CodeResult, ExecutionResult, LogEntry, RunOptions, SyncClient
+    from clawbox_client import CodeResult, ExecutionResult, LogEntry, NetworkRule, RunOptions, SyncClient
 
 _PANEL = "Limits of the run"
 CredentialsOption = Annotated[
     str,
-    typer.Option(help="Names of credentials that the run may use, comma-separated.", rich_help_panel=_PANEL),
+    typer.Option(help="Credentials that the run may use.", metavar="NAME,…", rich_help_panel=_PANEL),
 ]
 AllowOption = Annotated[
     list[str] | None,
     typer.Option(
-        help="HOST[:PORT] that the run may reach, within what the tool's manifest allows; may be repeated.",
+        help="A host that the run may reach, within what the tool's manifest allows; repeat.",
+        metavar="HOST[:PORT]",
         rich_help_panel=_PANEL,
     ),
 ]
 TimeoutOption = Annotated[
-    int | None, typer.Option(help="Time limit in milliseconds.", min=1, rich_help_panel=_PANEL)
+    int | None, typer.Option(help="Time limit in milliseconds.", metavar="MS", min=1, rich_help_panel=_PANEL)
 ]
-MemoryOption = Annotated[int | None, typer.Option(help="Memory limit in MiB.", min=1, rich_help_panel=_PANEL)]
-FuelOption = Annotated[int | None, typer.Option(help="Limit of instructions.", min=1, rich_help_panel=_PANEL)]
+MemoryOption = Annotated[
+    int | None, typer.Option(help="Memory limit in MiB.", metavar="MIB", min=1, rich_help_panel=_PANEL)
+]
+FuelOption = Annotated[
+    int | None, typer.Option(help="Limit of instructions.", metavar="N", min=1, rich_help_panel=_PANEL)
+]
 InputOption = Annotated[
     str | None,
-    typer.Option("--input", help="JSON that the code finds as `input`: the text, @FILE, or - for stdin."),
+    typer.Option(
+        "--input",
+        help="JSON that the code finds as `input`: the text, @FILE, or - for stdin.",
+        metavar="JSON",
+    ),
 ]
 _STDIN = "-"
 
@@ -58,9 +67,11 @@ def mount(app: typer.Typer) -> None:
 def run_tool(
     server: Server,
     *,
-    tool: Annotated[str, typer.Argument(help="Its name; see `clawbox tools list`.", show_default=False)],
+    tool: Annotated[
+        str, typer.Argument(help="Its name; see `clawbox tools list`.", metavar="TOOL", show_default=False)
+    ],
     params: Annotated[
-        str, typer.Argument(help="Parameters as JSON: the text, @FILE, or - for stdin.")
+        str, typer.Argument(help="Parameters as JSON: the text, @FILE, or - for stdin.", metavar="JSON")
     ] = "null",
     credentials: CredentialsOption = "",
     allow: AllowOption = None,
@@ -74,8 +85,8 @@ def run_tool(
 
     With --json the whole result; with --stream --json one JSON object for each event.
     """
-    text = _read_argument(params, "the parameters")
-    _check_json(text, "the parameters")
+    text = _read_argument(params, "params")
+    _check_json(text, "params")
     options = _run_options(credentials, allow, timeout, memory, fuel)
     with server.connect() as client:
         if stream:
@@ -93,7 +104,10 @@ def run_python(
     server: Server,
     *,
     code: Annotated[
-        str, typer.Argument(help="The code, the path of a file, or - for stdin.", show_default=False)
+        str,
+        typer.Argument(
+            help="The code, the path of a file, or - for stdin.", metavar="CODE", show_default=False
+        ),
     ],
     input_: InputOption = None,
     credentials: CredentialsOption = "",
@@ -112,7 +126,10 @@ def run_javascript(
     server: Server,
     *,
     code: Annotated[
-        str, typer.Argument(help="The code, the path of a file, or - for stdin.", show_default=False)
+        str,
+        typer.Argument(
+            help="The code, the path of a file, or - for stdin.", metavar="CODE", show_default=False
+        ),
     ],
     input_: InputOption = None,
     credentials: CredentialsOption = "",
@@ -132,11 +149,20 @@ def _run_options(
 ) -> "RunOptions":
     return {
         "credentials": [name.strip() for name in credentials.split(",") if name.strip()],
-        "network": allow or None,
+        "network": [_network_rule(host) for host in allow] if allow else None,
         "timeout_ms": timeout,
         "memory_mb": memory,
         "fuel": fuel,
     }
+
+
+def _network_rule(host: str) -> "NetworkRule":
+    from clawbox_client.tools import network_rule  # noqa: PLC0415 - brings gRPC
+
+    try:
+        return network_rule(host)
+    except ValueError as error:
+        raise CliError(f"--allow {error}") from None
 
 
 def _run_code(

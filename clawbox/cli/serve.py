@@ -28,8 +28,7 @@ def serve(
     ] = False,
 ) -> None:
     """Run the server until SIGTERM or Ctrl-C, which let running calls finish; a second one ends at once."""
-    from clawbox.app import serve as serve_forever  # noqa: PLC0415 - the whole server
-    from clawbox.config.load import load  # noqa: PLC0415
+    from clawbox.config.load import load  # noqa: PLC0415 - not for --help
 
     overrides: dict[str, object] = {}
     if host is not None:
@@ -38,4 +37,8 @@ def serve(
         overrides["server.port"] = port
     if insecure:
         overrides["server.insecure"] = True
-    serve_forever(load(config, overrides=overrides).config)
+    settings = load(config, overrides=overrides).config
+
+    from clawbox.app import serve as serve_forever  # noqa: PLC0415 - the whole server, after what is quick to refuse
+
+    serve_forever(settings)

@@ -50,7 +50,7 @@ class Address:
         if text.startswith("unix:"):
             path = text.removeprefix("unix:")
             path = path.removeprefix("//") if path.startswith("///") else path
-            if not path.startswith("/") or "\0" in path:
+            if not path.startswith("/") or path.startswith("//") or "\0" in path:
                 raise ValueError(
                     f"the socket of {text!r} must be an absolute path, as in unix:/run/clawbox.sock"
                 )

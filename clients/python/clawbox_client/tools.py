@@ -120,6 +120,9 @@ def manifest_from_json(manifest: Manifest) -> sandbox_pb2.ToolManifest:
     """
     if isinstance(manifest, sandbox_pb2.ToolManifest):
         return manifest
+    for key, section in manifest.items():
+        if section is not None and not isinstance(section, dict):
+            raise ValueError(f"the manifest is not one: {key} must be an object")
     network = manifest.get("network")
     if isinstance(network, dict) and isinstance(rules := network.get("allowlist"), list):
         manifest = {
