@@ -98,13 +98,13 @@ test: setup $(VENV)/stamps/dev  ## Run all tests (ARGS="-k name" for some)
 
 .PHONY: check
 check: $(VENV)/stamps/dev  ## Lint, types, layers, contract, drift of generated files (ONLY="ruff mypy" for some)
-	@$(BIN)/python tools/check.py $(ONLY)
+	@$(BIN)/python -m tools.check $(ONLY)
 
 .PHONY: generate
 generate: $(VENV)/stamps/dev  ## Write the generated files anew: stubs from protos/, docs from the code
 	@$(BIN)/buf generate
-	@$(BIN)/python tools/generate_error_docs.py
-	@$(BIN)/python tools/generate_cli_docs.py
+	@$(BIN)/python -m tools.generate_error_docs
+	@$(BIN)/python -m tools.generate_cli_docs
 	@$(BIN)/python -m clawbox.config.reference
 
 .PHONY: release-image
@@ -113,7 +113,7 @@ release-image: $(VENV)/stamps/dev  ## Record the contract as released: what buf 
 
 .PHONY: constraints
 constraints: $(VENV)/stamps/dev  ## Write constraints.txt anew from the newest versions that pyproject.toml allows
-	@$(BIN)/python tools/update_constraints.py
+	@$(BIN)/python -m tools.update_constraints
 
 .PHONY: clean
 clean:  ## Remove what was installed, built and cached in this folder

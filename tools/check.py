@@ -22,11 +22,11 @@ CHECKS: dict[str, tuple[str, ...]] = {
     "buf-lint": ("buf", "lint"),
     # One module, because the image holds one: what is vendored for google.rpc is not ours to keep stable.
     "buf-breaking": ("buf", "breaking", "protos", "--against", "protos/release.binpb"),
-    "stubs": ("python", "tools/check_generated.py"),
-    "errors.md": ("python", "tools/generate_error_docs.py", "--check"),
-    "cli.md": ("python", "tools/generate_cli_docs.py", "--check"),
+    "stubs": ("python", "-m", "tools.check_generated"),
+    "errors.md": ("python", "-m", "tools.generate_error_docs", "--check"),
+    "cli.md": ("python", "-m", "tools.generate_cli_docs", "--check"),
     "settings.md": ("python", "-m", "clawbox.config.reference", "--check"),
-    "constraints": ("python", "tools/update_constraints.py", "--check"),
+    "constraints": ("python", "-m", "tools.update_constraints", "--check"),
 }
 
 

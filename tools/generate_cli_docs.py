@@ -1,15 +1,15 @@
 """Write ``docs/cli.md`` from the commands themselves; with ``--check``, only compare them."""
 
 import sys
-from pathlib import Path
 
 import typer
 from typer.cli import get_docs_for_click
 
 from clawbox.cli.app import build_app
 from clawbox.cli.errors import ExitCode
+from tools.generated_page import DOCS, write_or_check
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "cli.md"
+PAGE = DOCS / "cli.md"
 
 
 def page() -> str:
@@ -25,16 +25,5 @@ def page() -> str:
     return f"{title}\n\n{made}\n{rest.rstrip()}\n\n## Exit codes\n\n| code | meaning |\n|---|---|\n{codes}"
 
 
-def main(arguments: list[str]) -> int:
-    """Write or check the page; return the exit status."""
-    if arguments == ["--check"]:
-        if PAGE.is_file() and PAGE.read_text() == page():
-            return 0
-        print("docs/cli.md is not what clawbox/cli makes; `make generate` writes it anew.")
-        return 1
-    PAGE.write_text(page())
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(write_or_check(PAGE, page(), source="clawbox/cli", arguments=sys.argv[1:]))

@@ -2,11 +2,11 @@
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 from clawbox.errors import DOMAIN, Code, Reason
+from tools.generated_page import DOCS, write_or_check
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "errors.md"
+PAGE = DOCS / "errors.md"
 
 
 def page() -> str:
@@ -46,16 +46,5 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def main(arguments: list[str]) -> int:
-    """Write or check the page; return the exit status."""
-    if arguments == ["--check"]:
-        if PAGE.is_file() and PAGE.read_text() == page():
-            return 0
-        print("docs/errors.md is not what clawbox/errors.py makes; `make generate` writes it anew.")
-        return 1
-    PAGE.write_text(page())
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(write_or_check(PAGE, page(), source="clawbox/errors.py", arguments=sys.argv[1:]))

@@ -7,8 +7,9 @@ import sys
 import pytest
 
 from clawbox.errors import Reason
-from tools import check, generate_error_docs
+from tools import check
 from tools.generate_error_docs import page
+from tools.generated_page import write_or_check
 from tools.update_constraints import pinned, unpinned
 
 
@@ -24,13 +25,18 @@ def test_errors_page_lists_every_reason_once_below_its_code():
     assert sorted(listed) == sorted((reason.code.name, reason.name) for reason in Reason)
 
 
-def test_errors_page_that_differs_is_refused(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(generate_error_docs, "PAGE", tmp_path / "errors.md")
+def test_a_page_that_differs_is_refused_and_can_be_written(tmp_path, capsys):
+    page = tmp_path / "errors.md"
 
-    assert generate_error_docs.main(["--check"]) == 1
-    assert "make generate" in capsys.readouterr().out
-    assert generate_error_docs.main([]) == 0
-    assert generate_error_docs.main(["--check"]) == 0
+    def run(*arguments):
+        return write_or_check(page, "new", source="the code", arguments=list(arguments))
+
+    assert run("--check") == 1
+    assert run() == 0
+    assert run("--check") == 0
+    page.write_text("old")
+    assert run("--check") == 1
+    assert capsys.readouterr().out.count("docs/errors.md is not what the code makes; `make generate`") == 2
 
 
 def test_pins_ignore_comments_and_spelling_of_names():
