@@ -94,7 +94,8 @@ bench: setup  ## Measure, and print medians beside their targets
 
 .PHONY: test
 test: setup $(VENV)/stamps/dev  ## Run all tests (ARGS="-k name" for some)
-	@$(BIN)/python -m pytest $(ARGS)
+	@box=$$(mktemp -d); trap 'chmod -R u+rwX "$$box"; rm -rf "$$box"' EXIT; \
+	$(BIN)/python -m pytest --basetemp="$$box/t" $(ARGS)
 
 .PHONY: check
 check: $(VENV)/stamps/dev  ## Lint, types, layers, contract, drift of generated files (ONLY="ruff mypy" for some)
