@@ -17,6 +17,15 @@ from clawbox.cli import serve as serve_command
 from clawbox.cli.errors import ExitCode, describe
 from clawbox.cli.output import ReaderGoneError, print_error, write
 
+_HELP = (
+    "Runs what AI agents want to run, without trusting it.\n\n"
+    "Commands that talk to a server find it by --address, else CLAWBOX_ADDRESS, else server.host and "
+    "server.port of CLAWBOX_CONFIG or ~/.clawbox/config.toml (CLAWBOX_HOST and CLAWBOX_PORT over them), "
+    "else 127.0.0.1:9800.\n\n"
+    "The token is in --token-file, else CLAWBOX_TOKEN, else CLAWBOX_AUTH_TOKEN, else the token file beside "
+    "those settings, else ~/.clawbox/token. It is never an argument.\n\n"
+    "What goes wrong is one line on stderr; CLAWBOX_DEBUG=1 adds where."
+)
 _EPILOG = "Exit codes:\n\n" + "\n\n".join(f"{code.value:>3}  {code.meaning}" for code in ExitCode)
 
 
@@ -24,7 +33,7 @@ def build_app() -> typer.Typer:
     """Every command."""
     app = typer.Typer(
         name="clawbox",
-        help="Runs what AI agents want to run, without trusting it.",
+        help=_HELP,
         epilog=_EPILOG,
         invoke_without_command=True,
         no_args_is_help=True,

@@ -60,7 +60,8 @@ def print_json_line(value: object) -> None:
 
 def json_text(value: object, *, indent: int | None = None) -> str:
     r"""JSON that is safe on a terminal: what :func:`escape` escapes is ``\uNNNN``, which JSON reads back."""
-    text = json.dumps(jsonable(value), ensure_ascii=False, indent=indent)
+    separators = (",", ":") if indent is None else None
+    text = json.dumps(jsonable(value), ensure_ascii=False, indent=indent, separators=separators)
     if text.isascii():
         return text.replace("\x7f", "\\u007f")
     return "".join(

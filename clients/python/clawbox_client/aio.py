@@ -20,7 +20,7 @@ from clawbox_client.connection import (
     Tls,
     TokenSource,
 )
-from clawbox_client.errors import NotFound, from_rpc_error
+from clawbox_client.errors import DeadlineExceeded, NotFound, Unavailable, from_rpc_error
 from clawbox_client.v1 import sandbox_pb2, sandbox_pb2_grpc, system_pb2, system_pb2_grpc
 
 if TYPE_CHECKING:
@@ -314,6 +314,13 @@ class Client:
         except NotFound:
             return system.Health.SERVICE_UNKNOWN
         return system.Health(reply.status)
+
+    async def is_serving(self, service: str = "", *, deadline: float | None = None) -> bool:
+        """Whether the server can be reached and says that it serves. Raises nothing of the network's."""
+        try:
+            return await self.health(service, deadline=deadline) is system.Health.SERVING
+        except (Unavailable, DeadlineExceeded):
+            return False
 
     def watch_audit(
         self, *, after_sequence: int | None = None, kinds: Sequence[str] = (), deadline: float | None = None

@@ -101,7 +101,7 @@ class Tls:
 def _pem(path: str | os.PathLike[str] | None) -> bytes | None:
     if path is None:
         return None
-    data = Path(path).read_bytes()
+    data = Path(path).expanduser().read_bytes()
     if b"-----BEGIN " not in data:
         # grpc would accept the file, and fail every handshake without saying why.
         raise ValueError(f"{os.fspath(path)} is not a PEM file")
@@ -122,7 +122,7 @@ def token_source(
     if token is not None and token_file is not None:
         raise ValueError("give a token or a token file, not both")
     if token_file is not None:
-        source: TokenSource = _TokenFile(Path(token_file))
+        source: TokenSource = _TokenFile(Path(token_file).expanduser())
         source()
         return source
     if isinstance(token, str):

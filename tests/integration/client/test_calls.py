@@ -348,6 +348,13 @@ async def test_health_needs_no_token_and_sends_none(caller, server):
     assert all("authorization" not in one.metadata for one in server.calls("Check"))
 
 
+async def test_is_serving(caller, server):
+    assert await caller.call("is_serving") is True
+    assert await caller.call("is_serving", "nobody") is False
+    server.refuse["Check"] = [Refusal(grpc.StatusCode.UNAVAILABLE, "down") for _ in range(4)]
+    assert await caller.call("is_serving") is False
+
+
 async def test_audit_rows(caller, server):
     for sequence in (1, 2, 3):
         row = system_pb2.AuditRow(sequence=sequence, kind="execute", decision="allowed")

@@ -168,10 +168,11 @@ def test_a_client_outside_of_a_loop_is_refused():
         cb.Client()
 
 
-async def test_a_changed_token_file_is_read_again(kind, server, tmp_path):
+async def test_a_changed_token_file_is_read_again(kind, server, tmp_path, monkeypatch):
     path = tmp_path / "token"
     path.write_text("old\n")
-    caller = Caller(kind, server.address, token_file=path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    caller = Caller(kind, server.address, token_file="~/token")
     with pytest.raises(cb.Unauthenticated):
         await caller.call("status")
 
