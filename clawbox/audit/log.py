@@ -122,6 +122,11 @@ class AuditLog:
         return self._failure
 
     @property
+    def refuses(self) -> bool:
+        """Whether :meth:`require` refuses what could not be recorded."""
+        return self._refuse
+
+    @property
     def lost(self) -> int:
         """Rows that could not be written since writing failed."""
         return self._lost

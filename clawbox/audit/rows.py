@@ -98,7 +98,7 @@ def _cut(value: object) -> object:
         case bytes():
             return _cut_text(value.decode(errors="replace"))
     text = msgspec.json.encode(value, enc_hook=str)
-    return msgspec.Raw(text) if len(text) <= MAX_FIELD_BYTES else _cut_text(text.decode())
+    return msgspec.json.decode(text) if len(text) <= MAX_FIELD_BYTES else _cut_text(text.decode())
 
 
 def _cut_text(text: str) -> str:

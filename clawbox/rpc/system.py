@@ -1,0 +1,122 @@
+"""The System service: what this server is, how its parts do, and what happens on it."""
+
+from __future__ import annotations
+
+import time
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from clawbox_client.v1 import system_pb2, system_pb2_grpc
+
+from clawbox import __version__
+from clawbox.errors import invalid_field
+from clawbox.rpc import convert
+from clawbox.rpc.call import current
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    import grpc.aio
+
+    from clawbox.audit import AuditLog
+    from clawbox.children.enforcement import Enforcement
+    from clawbox.wasm.pool import PoolStats
+
+    Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+
+_MAX_KINDS = 64
+_NOT_SERVED = "not part of this server"
+
+
+class PoolStatus(Protocol):
+    """What is asked of the workers: :class:`clawbox.wasm.pool.WorkerPool`."""
+
+    def stats(self) -> PoolStats:
+        """What the pool holds now."""
+
+    def enforcements(self) -> tuple[Enforcement, ...]:
+        """What confines the workers on this machine, and what does not."""
+
+
+class ExecutionPlaces(Protocol):
+    """How many executions there are: :class:`clawbox.rpc.limits.ExecutionLimit`."""
+
+    @property
+    def running(self) -> int:
+        """Executions that have a place."""
+
+    @property
+    def queued(self) -> int:
+        """Executions that wait for one."""
+
+
+class SystemServicer(system_pb2_grpc.SystemServicer):
+    """Tells about the server. It has run since it was made."""
+
+    def __init__(self, pool: PoolStatus, audit: AuditLog, executions: ExecutionPlaces) -> None:
+        self._pool = pool
+        self._audit = audit
+        self._executions = executions
+        self._started_ns = time.time_ns()
+        self._started = time.monotonic_ns()
+
+    async def GetStatus(  # noqa: N802
+        self, _request: system_pb2.GetStatusRequest, _context: Context
+    ) -> system_pb2.GetStatusResponse:
+        """How the server and its parts do."""
+        components = [
+            self._wasm_engine(),
+            self._audit_log(),
+            *(
+                system_pb2.Component(name=name, state=system_pb2.COMPONENT_STATE_DISABLED, detail=_NOT_SERVED)
+                for name in ("docker", "agents")
+            ),
+        ]
+        well = {system_pb2.COMPONENT_STATE_OK, system_pb2.COMPONENT_STATE_DISABLED}
+        response = system_pb2.GetStatusResponse(
+            status="ok" if all(component.state in well for component in components) else "degraded",
+            version=__version__,
+            components=components,
+            running_executions=self._executions.running,
+            queued_executions=self._executions.queued,
+            enforcements=[
+                system_pb2.Enforcement(name=found.name, in_force=found.in_force, detail=found.detail)
+                for found in self._pool.enforcements()
+            ],
+        )
+        response.start_time.FromNanoseconds(self._started_ns)
+        response.uptime.FromNanoseconds(time.monotonic_ns() - self._started)
+        return response
+
+    async def WatchAudit(  # noqa: N802
+        self, request: system_pb2.WatchAuditRequest, _context: Context
+    ) -> AsyncGenerator[system_pb2.WatchAuditResponse]:
+        """Stream audit rows: everyone's for an administrator, the caller's own for anybody else."""
+        principal = current().principal
+        if len(request.kinds) > _MAX_KINDS:
+            raise invalid_field("kinds", f"has more than {_MAX_KINDS} entries", "max_items")
+        rows = self._audit.watch(
+            after_sequence=request.after_sequence if request.HasField("after_sequence") else None,
+            kinds=frozenset(request.kinds),
+            principal=None if principal.is_admin else principal.name,
+        )
+        async with aclosing(rows):
+            async for row in rows:
+                yield system_pb2.WatchAuditResponse(row=convert.audit_row(row))
+
+    def _wasm_engine(self) -> system_pb2.Component:
+        stats = self._pool.stats()
+        workers = stats.busy + stats.idle + stats.spare
+        state, detail = system_pb2.COMPONENT_STATE_OK, f"{workers} workers, {stats.lost_total} lost so far"
+        if not workers and not stats.starting:
+            state, detail = system_pb2.COMPONENT_STATE_DOWN, "no worker process runs; the log says why"
+        return system_pb2.Component(name="wasm_engine", state=state, detail=detail)
+
+    def _audit_log(self) -> system_pb2.Component:
+        state, detail = system_pb2.COMPONENT_STATE_OK, "written"
+        if not self._audit.available():
+            refuses = self._audit.refuses
+            state = system_pb2.COMPONENT_STATE_DOWN if refuses else system_pb2.COMPONENT_STATE_DEGRADED
+            then = "calls are refused" if refuses else f"{self._audit.lost} rows are lost"
+            detail = f"cannot be written ({self._audit.failure}); {then}"
+        return system_pb2.Component(name="audit", state=state, detail=detail)
