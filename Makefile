@@ -113,7 +113,7 @@ release-image: $(VENV)/stamps/dev  ## Record the contract as released: what buf 
 	@$(BIN)/buf build protos --exclude-source-info -o protos/release.binpb
 
 .PHONY: constraints
-constraints: $(VENV)/stamps/dev  ## Write constraints.txt anew from the newest versions that pyproject.toml allows
+constraints: $(VENV)/stamps/dev  ## Write constraints.txt anew from what is installed in .venv
 	@$(BIN)/python -m tools.update_constraints
 
 .PHONY: clean
