@@ -241,7 +241,9 @@ class ExecuteRequest(_message.Message):
     tool: _builtins.str
     """The tool's name, `[A-Za-z0-9_-]{1,64}`."""
     params_json: _builtins.str
-    """As JSON text, which keeps every digit of every number."""
+    """As JSON text, at most 64 levels deep. The tool reads it byte for byte, so every digit of every number
+    stays. Two equal keys in one object and half surrogate pairs are refused with INVALID_JSON.
+    """
     agent_id: _builtins.str
     """The agent on whose behalf the tool runs: counts as its activity. The agent's service must be served."""
     request_id: _builtins.str
@@ -250,7 +252,9 @@ class ExecuteRequest(_message.Message):
     """
     @_builtins.property
     def params(self) -> _struct_pb2.Struct:
-        """As a JSON object. Numbers are IEEE doubles: integers over 2^53 need `params_json`."""
+        """As a JSON object, at most 32 levels deep. Numbers are IEEE doubles: integers over 2^53 need `params_json`.
+        The tool reads compact JSON with sorted keys; a number that is an integer is written as one.
+        """
 
     @_builtins.property
     def capabilities(self) -> _capabilities_pb2.Capabilities:
@@ -301,8 +305,9 @@ class ExecuteResponse(_message.Message):
     """Output that is not UTF-8, as it was."""
     @_builtins.property
     def output(self) -> _struct_pb2.Value:
-        """Parsed JSON, when `params` was given. Text that is not JSON, or JSON deeper than 64 levels or of more
-        than 100,000 values, is one string.
+        """Parsed JSON, when `params` or nothing was given. Text that is not JSON, or JSON deeper than 32 levels, of
+        more than 100,000 values or with a number beyond a double, is one string; half surrogate pairs in it
+        become U+FFFD, and of equal keys the last counts.
         """
 
     @_builtins.property
@@ -515,7 +520,10 @@ class Finding(_message.Message):
     action: Global___FindingAction.ValueType
     """What was done about it."""
     location: _builtins.str
-    """Where: a JSON pointer into the output (RFC 6901), `stdout`, `stderr`, or `logs/N`."""
+    """Where: a JSON pointer into the output (RFC 6901; empty for the whole), `message`, `stdout`, `stderr` or
+    `logs/N`; `elsewhere` once 100 places were named. Keys that hold a secret are redacted here too, and a
+    pointer is cut at 512 characters.
+    """
     count: _builtins.int
     """How often."""
     def __init__(
@@ -571,11 +579,13 @@ class ExecuteStreamResponse(_message.Message):
     RESULT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def started(self) -> Global___ExecutionStarted:
-        """The run began."""
+        """The request was accepted and the run is about to begin. Always the first message."""
 
     @_builtins.property
     def stdout(self) -> Global___OutputChunk:
-        """Bytes written to stdout."""
+        """Bytes written to stdout. Of command modules and command components that is the output itself, which
+        comes again, parsed, in the result.
+        """
 
     @_builtins.property
     def stderr(self) -> Global___OutputChunk:
@@ -645,7 +655,7 @@ class OutputChunk(_message.Message):
     data: _builtins.bytes
     """The bytes, redacted like output."""
     offset: _builtins.int
-    """How many bytes of this stream came before these."""
+    """How many bytes of this stream, as it is sent, came before these."""
     def __init__(
         self,
         *,
@@ -920,7 +930,7 @@ class ListToolsRequest(_message.Message):
     page_size: _builtins.int
     """Tools a page, at most 1,000; 0 means 100."""
     page_token: _builtins.str
-    """`next_page_token` of the page before."""
+    """`next_page_token` of the page before, which asked for the same `name_prefix`."""
     name_prefix: _builtins.str
     """Only names that begin with this."""
     def __init__(

@@ -101,6 +101,11 @@ class SandboxServicer:
     def ExecuteStream(self, request, context):
         """Runs a tool once and streams what it writes while it runs; the result is the last message.
         Scope: `sandbox:execute`.
+
+        Text comes line by line: what follows the last line feed is held back until the next one, until there are
+        more than 8 KiB of it, or until the end, so that nothing that must be redacted gets through in pieces.
+        A reader that lets 4 MiB of output wait, or a message for a minute, is cut with SLOW_READER and its run
+        is killed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

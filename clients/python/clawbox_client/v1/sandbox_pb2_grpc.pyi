@@ -46,6 +46,11 @@ class SandboxStub:
     ExecuteStream: _grpc.UnaryStreamMultiCallable[_sandbox_pb2.ExecuteStreamRequest, _sandbox_pb2.ExecuteStreamResponse]
     """Runs a tool once and streams what it writes while it runs; the result is the last message.
     Scope: `sandbox:execute`.
+
+    Text comes line by line: what follows the last line feed is held back until the next one, until there are
+    more than 8 KiB of it, or until the end, so that nothing that must be redacted gets through in pieces.
+    A reader that lets 4 MiB of output wait, or a message for a minute, is cut with SLOW_READER and its run
+    is killed.
     """
     ListTools: _grpc.UnaryUnaryMultiCallable[_sandbox_pb2.ListToolsRequest, _sandbox_pb2.ListToolsResponse]
     """Lists the tools that the caller may run, by name. Scope: `sandbox:read` or `sandbox:execute`."""
@@ -85,6 +90,11 @@ class SandboxAsyncStub(SandboxStub):
     ExecuteStream: _aio.UnaryStreamMultiCallable[_sandbox_pb2.ExecuteStreamRequest, _sandbox_pb2.ExecuteStreamResponse]  # type: ignore[assignment]
     """Runs a tool once and streams what it writes while it runs; the result is the last message.
     Scope: `sandbox:execute`.
+
+    Text comes line by line: what follows the last line feed is held back until the next one, until there are
+    more than 8 KiB of it, or until the end, so that nothing that must be redacted gets through in pieces.
+    A reader that lets 4 MiB of output wait, or a message for a minute, is cut with SLOW_READER and its run
+    is killed.
     """
     ListTools: _aio.UnaryUnaryMultiCallable[_sandbox_pb2.ListToolsRequest, _sandbox_pb2.ListToolsResponse]  # type: ignore[assignment]
     """Lists the tools that the caller may run, by name. Scope: `sandbox:read` or `sandbox:execute`."""
@@ -133,6 +143,11 @@ class SandboxServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_sandbox_pb2.ExecuteStreamResponse], _abc.AsyncIterator[_sandbox_pb2.ExecuteStreamResponse]]:
         """Runs a tool once and streams what it writes while it runs; the result is the last message.
         Scope: `sandbox:execute`.
+
+        Text comes line by line: what follows the last line feed is held back until the next one, until there are
+        more than 8 KiB of it, or until the end, so that nothing that must be redacted gets through in pieces.
+        A reader that lets 4 MiB of output wait, or a message for a minute, is cut with SLOW_READER and its run
+        is killed.
         """
 
     @_abc_1.abstractmethod
