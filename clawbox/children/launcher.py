@@ -93,6 +93,12 @@ class Child:
         self._dead.set_result(None)
 
 
+def command(kind: str, descriptor: int) -> list[str]:
+    """How a forkserver is started: isolated from the user's environment, and with nothing written to disk."""
+    module = "clawbox.children.forkserver"
+    return [sys.executable, "-I", "-B", "-X", "utf8", "-m", module, kind, str(descriptor)]
+
+
 class Launcher:
     """Runs the forkserver of one kind while entered, and starts another when it dies.
 
@@ -249,8 +255,7 @@ class Launcher:
         ours.setblocking(False)  # noqa: FBT003
         with ours, theirs:
             process = subprocess.Popen(  # noqa: ASYNC220 - it returns once the program is executed
-                [sys.executable, "-I", "-B", "-X", "utf8", "-m", "clawbox.children.forkserver"]
-                + [self._kind, str(theirs.fileno())],
+                command(self._kind, theirs.fileno()),
                 env={},
                 cwd="/",
                 stdin=subprocess.DEVNULL,

@@ -19,6 +19,7 @@ from typing import Any, Final, Protocol, Self, TypeVar
 import msgspec
 
 from clawbox.children.channel import FrameError, FrameProtocol
+from clawbox.children.enforcement import Enforcement, probe
 from clawbox.children.launcher import (
     Child,
     ChildrenUnavailableError,
@@ -216,6 +217,10 @@ class WorkerPool:
             lost_total=self._lost_total,
             forkserver_restarts_total=self._launcher.restarts,
         )
+
+    def enforcements(self) -> tuple[Enforcement, ...]:
+        """What confines the workers on this machine, and what does not."""
+        return probe(self._launcher.status)
 
     async def preload(self, code: ToolCode) -> None:
         """Have workers that are started from now on know ``code``, so that its first call need not wait.

@@ -1,0 +1,80 @@
+import asyncio
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from clawbox.children import launcher as launcher_module
+from clawbox.children.channel import FrameProtocol
+from clawbox.children.enforcement import can_have_own_uids
+from clawbox.children.launcher import Launcher
+from clawbox.children.uids import UidRange
+from tests.unit.children.probe_kind import Answer, Ask
+
+ROOT = str(Path(__file__).parents[3])
+PROBE = "tests.unit.children.probe_kind:KIND"
+FIRST_UID = 912_000
+
+
+class Probe:
+    """A probe child with its channel."""
+
+    def __init__(self, child):
+        self.child = child
+        self.broken = asyncio.get_running_loop().create_future()
+        self._answers = asyncio.Queue()
+        self.protocol = FrameProtocol(
+            msgspec.msgpack.Decoder(Answer), self._answers.put_nowait, self.broken.set_result, max_bytes=1 << 16
+        )
+
+    @classmethod
+    async def start(cls, launcher):
+        child, channel = await launcher.fork()
+        probe = cls(child)
+        loop = asyncio.get_running_loop()
+        await loop.create_unix_connection(lambda: probe.protocol, sock=channel)
+        assert await probe.next() == "ready"
+        return probe
+
+    async def next(self):
+        async with asyncio.timeout(20):
+            return (await self._answers.get()).value
+
+    async def ask(self, name, argument=0):
+        self.protocol.send(Ask(name, argument))
+        return await self.next()
+
+    def tell(self, name, argument=0):
+        self.protocol.send(Ask(name, argument))
+
+    async def close(self):
+        self.child.kill()
+        await self.child.dead()
+        if not self.broken.done():
+            await self.broken
+
+
+def importable(kind, descriptor):
+    """The forkserver's own command, with the tests' folder importable."""
+    start = f"import sys; sys.path.insert(0, {ROOT!r}); from clawbox.children.forkserver import main; main(sys.argv[1:])"
+    return [sys.executable, "-I", "-c", start, kind, str(descriptor)]
+
+
+@pytest.fixture
+def uids():
+    return UidRange(FIRST_UID, 50) if can_have_own_uids() else None
+
+
+@pytest.fixture
+async def launcher(monkeypatch, uids):
+    monkeypatch.setattr(launcher_module, "command", importable)
+    async with Launcher(PROBE, uids) as running:
+        yield running
+
+
+@pytest.fixture
+async def probe(launcher):
+    started = await Probe.start(launcher)
+    yield started
+    await started.close()

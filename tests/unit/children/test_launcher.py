@@ -1,0 +1,141 @@
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from clawbox.children import launcher as launcher_module
+from clawbox.children.channel import FrameError
+from clawbox.children.launcher import ChildrenUnavailableError, Launcher, LoadFailedError
+from clawbox.children.uids import UidRange, UidsExhaustedError
+from tests.unit.children.conftest import Probe
+
+
+def forkservers_of(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+async def gone(pid):
+    """Wait until the process is reaped, by its pidfd: children are not ours to wait for."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    ended = asyncio.get_running_loop().create_future()
+    asyncio.get_running_loop().add_reader(pidfd, lambda: ended.done() or ended.set_result(None))
+    try:
+        async with asyncio.timeout(10):
+            await ended
+    finally:
+        asyncio.get_running_loop().remove_reader(pidfd)
+        os.close(pidfd)
+
+
+async def test_a_killed_child_is_noticed_and_leaves_nothing(launcher):
+    before = len(os.listdir("/proc/self/fd"))
+    probe = await Probe.start(launcher)
+    os.kill(probe.child.pid, signal.SIGKILL)
+    await probe.child.dead()
+    assert await probe.broken is None
+    assert not probe.child.alive
+    assert launcher.children == 0
+    probe.child.kill()  # too late, and harmless
+    await asyncio.sleep(0)
+    assert before == len(os.listdir("/proc/self/fd"))
+
+
+async def test_frames_that_are_none_end_the_channel(launcher):
+    for hostile in ("garbage", "huge"):
+        probe = await Probe.start(launcher)
+        probe.tell(hostile)
+        assert isinstance(await probe.broken, FrameError)
+        await probe.close()
+
+
+async def test_a_child_ends_with_its_channel(launcher):
+    probe = await Probe.start(launcher)
+    probe.protocol.close()
+    async with asyncio.timeout(10):
+        await probe.child.dead()
+
+
+async def test_children_know_what_was_loaded_before_them(launcher):
+    before = await Probe.start(launcher)
+    await launcher.load("a", b"")
+    after = await Probe.start(launcher)
+    assert (frozenset(), frozenset({"a"})) == (before.child.loaded, after.child.loaded)
+    with pytest.raises(LoadFailedError, match="it is bad"):
+        await launcher.load("b", b"bad")
+    await before.close()
+    await after.close()
+
+
+async def test_a_dead_forkserver_takes_its_children_and_is_replaced(launcher):
+    probe = await Probe.start(launcher)
+    with pytest.raises(ChildrenUnavailableError):
+        await launcher.load("x", b"crash")
+    async with asyncio.timeout(10):
+        await probe.child.dead()
+    another = await Probe.start(launcher)
+    assert launcher.restarts == 1
+    await another.close()
+
+
+async def test_when_control_dies_its_children_do(tmp_path):
+    code = (
+        "import asyncio, sys\n"
+        f"sys.path.insert(0, {str(launcher_module.__file__).split('/clawbox/')[0]!r})\n"
+        "from clawbox.children import launcher as m\n"
+        "from tests.unit.children.conftest import importable, PROBE, Probe\n"
+        "m.command = importable\n"
+        "async def main():\n"
+        "    async with m.Launcher(PROBE, None) as launcher:\n"
+        "        probe = await Probe.start(launcher)\n"
+        "        probe.tell('hang')\n"
+        "        print(probe.child.pid, flush=True)\n"
+        "        await asyncio.Event().wait()\n"
+        "asyncio.run(main())\n"
+    )
+
+    control = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE)
+    assert control.stdout is not None
+    child = int(await control.stdout.readline())
+    (forkserver,) = forkservers_of(control.pid)
+    control.kill()
+    await control.wait()
+    await gone(forkserver)
+    await gone(child)
+
+
+async def test_a_forkserver_that_does_not_start_is_not_waited_for_for_ever():
+    async with Launcher("clawbox.no_such_module:KIND", None) as launcher:
+        with pytest.raises(ChildrenUnavailableError) as caught:
+            async with asyncio.timeout(30):
+                await launcher.fork()
+    assert caught.value.retry_after > 0
+
+
+async def test_a_cancelled_fork_leaves_no_child(launcher, uids):
+    await launcher.load("ready", b"")
+    task = asyncio.create_task(launcher.fork())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    probe = await Probe.start(launcher)  # answered after the first one
+    while launcher.children > 1:
+        await asyncio.sleep(0)
+    await probe.close()
+
+
+def test_an_id_is_given_again_only_after_it_came_back():
+    uids = UidRange(10, 2)
+    assert (10, 11) == (uids.take(), uids.take())
+    with pytest.raises(UidsExhaustedError):
+        uids.take()
+    uids.give_back(10)
+    assert uids.take() == 10
+
+
