@@ -5,6 +5,10 @@ import sys
 
 def main() -> None:
     """Runs the command line and exits with one of the codes of :class:`clawbox.cli.errors.ExitCode`."""
-    from clawbox.cli.app import run  # noqa: PLC0415 - importing the package must not read the command line's parts
+    try:
+        from clawbox.cli.app import run  # noqa: PLC0415 - the package itself must stay quick to import
 
-    sys.exit(run(sys.argv[1:]))
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)

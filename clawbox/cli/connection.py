@@ -43,7 +43,13 @@ class Server:
         from clawbox_client import SyncClient, Tls  # noqa: PLC0415 - gRPC is most of the start-up time
         from clawbox_client.connection import DEFAULT_DEADLINE  # noqa: PLC0415
 
-        settings = client_settings(os.environ)
+        try:
+            settings = client_settings(os.environ)
+        except CliError:
+            if self.address is None:
+                raise
+            # Settings that cannot be read keep nobody from a server and a token that were named.
+            settings = ClientSettings(self.address, ())
         wants_tls = self.tls or any((self.tls_ca, self.tls_cert, self.tls_key, self.tls_server_name))
         try:
             client = SyncClient(
@@ -90,7 +96,7 @@ def client_settings(environ: Mapping[str, str]) -> ClientSettings:
     the token. Only ``server.host``, ``server.port`` and ``server.auth_token_file`` are read.
     Raises CliError when the file cannot be read.
     """
-    home = Path("~/.clawbox").expanduser()
+    home = _home()
     named = environ.get("CLAWBOX_CONFIG")
     places = [Path(named).expanduser()] if named else [home / "config.toml", home / "config" / "clawbox.toml"]
     file = next((place for place in places if named or place.is_file()), None)
@@ -110,6 +116,15 @@ def client_settings(environ: Mapping[str, str]) -> ClientSettings:
     token_file = section.get("auth_token_file") or "token"
     beside = [(file.parent / str(token_file)).expanduser()] if file else []
     return ClientSettings(_address(str(host), str(port)), (*beside, home / "token"))
+
+
+def _home() -> Path:
+    try:
+        return Path("~/.clawbox").expanduser()
+    except RuntimeError:
+        raise CliError(
+            "there is no home folder", hint="Set HOME, or give --address and --token-file"
+        ) from None
 
 
 def _server_section(file: Path) -> dict[str, object]:

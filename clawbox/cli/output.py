@@ -149,10 +149,17 @@ class ByteRelay:
         """Everything that was fed, when ``keep`` was asked for."""
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace") if file.isatty() else None
         self.wrote = False
+        self._last = b"\n"
+
+    def end_line(self) -> None:
+        """Ends the line that was begun, if one was. Raises ReaderGoneError."""
+        if self._last != b"\n":
+            self.feed(b"\n")
 
     def feed(self, data: bytes, *, final: bool = False) -> None:
         """Passes on ``data``; ``final`` also what was held back. Raises ReaderGoneError."""
         self.wrote = self.wrote or bool(data)
+        self._last = data[-1:] or self._last
         if self._keep:
             self.kept += data
         if self._decoder is not None:

@@ -205,7 +205,9 @@ def _stream_code(
         out.feed(result.stdout.encode(), final=True)
     if not err.wrote and result.stderr:
         err.feed(result.stderr.encode(), final=True)
+    err.end_line()
     if result.result is not None:
+        out.end_line()
         print_text(result.result if isinstance(result.result, str) else json_text(result.result))
     if result.note:
         print_error(_for_stderr(f"clawbox: {result.note}"))
@@ -242,6 +244,7 @@ def _stream_tool(
         result = _relay(client, tool, params_json, options, out, err)
         # A command's output is what it wrote to stdout, and that was shown already.
         if not _same(out.kept, result.output_json):
+            out.end_line()
             _print_output(result)
         return result
     with client.execute_stream(tool, params_json=params_json, **options) as events:
@@ -289,8 +292,7 @@ def _print_result(result: "ExecutionResult") -> None:
     relay = ByteRelay(sys.stderr)
     for part in (result.stdout_bytes, result.stderr_bytes):
         relay.feed(part, final=True)
-        if part and not part.endswith(b"\n"):
-            relay.feed(b"\n")
+        relay.end_line()
     for entry in result.logs:
         _print_log(entry)
     _print_output(result)

@@ -230,6 +230,8 @@ async def test_settings_that_cannot_be_read(cli, home, monkeypatch):
     assert ended.code == 2
     assert "c.toml, which says where the server is, cannot be read" in ended.err
     assert "--address" in ended.err
+    async with serving() as fake:
+        assert (await cli("health", "--address", fake.address)).code == 0
 
 
 async def test_a_unix_socket(cli, tmp_path, monkeypatch):

@@ -129,6 +129,15 @@ async def test_py_streams_what_the_code_prints_and_then_its_result(cli, server):
     assert json.loads(sent.params_json) == {"code": "print('hi')\n6*7", "input": {"n": 2**63 + 1}}
 
 
+async def test_a_result_begins_on_a_line_of_its_own(cli, server):
+    server.events = run_events(
+        b"no end", output_json='{"stdout":"no end","stderr":"","result":[1,2],"error":null}'
+    )
+    server.go_on.set()
+
+    assert (await cli("py", "x")).out == "no end\n[1,2]\n"
+
+
 async def test_js_takes_a_file(cli, server, home):
     (home / "a.js").write_text("console.log(1)")
     server.events = run_events(b"1\n", output_json='{"stdout":"1\\n","stderr":"","result":null,"error":null}')
