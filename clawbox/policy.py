@@ -30,6 +30,7 @@ __all__ = [
     "ANY_HOST",
     "DEFAULT_PORTS",
     "MAX_RULES",
+    "NOTHING",
     "LimitRange",
     "ManifestTerms",
     "NetworkGrant",
@@ -62,6 +63,16 @@ class PrincipalTerms(Protocol):
     @property
     def credentials(self) -> frozenset[str] | None:
         """The credentials that its runs and its tools may use."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Nothing:
+    network: tuple[NetworkRule, ...] | None = ()
+    credentials: frozenset[str] | None = frozenset()
+
+
+NOTHING: PrincipalTerms = _Nothing()
+"""The terms of an owner whose token was revoked: its tools reach nothing."""
 
 
 class ManifestTerms(Protocol):

@@ -139,6 +139,14 @@ class Compiler:
                 job.task.cancel()
                 await asyncio.wait([job.task])
 
+    async def find(self, binary: bytes) -> Artifact | None:
+        """The artifact if it is in the cache; None: it would have to be compiled."""
+        digest = await asyncio.to_thread(_digest, binary)
+        found = await asyncio.to_thread(self._cache.load, digest)
+        if found is not None:
+            self.stats.from_cache += 1
+        return found
+
     def _forget(self, digest: str, trusted: bool, job: _Job) -> None:  # noqa: FBT001 - the key's second half
         if self._jobs.get((digest, trusted)) is job:
             del self._jobs[digest, trusted]
