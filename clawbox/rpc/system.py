@@ -50,10 +50,23 @@ class ExecutionPlaces(Protocol):
         """Executions that wait for one."""
 
 
+class Tokens(Protocol):
+    """What is asked of the tokens: :class:`clawbox.auth.TokenTable`."""
+
+    problem: str | None
+    """Why the settings file's newest tokens are not in force."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+
 class SystemServicer(system_pb2_grpc.SystemServicer):
     """Tells about the server. It has run since it was made."""
 
-    def __init__(self, pool: PoolStatus, audit: AuditLog, executions: ExecutionPlaces) -> None:
+    def __init__(
+        self, pool: PoolStatus, audit: AuditLog, executions: ExecutionPlaces, tokens: Tokens
+    ) -> None:
+        self._tokens = tokens
         self._pool = pool
         self._audit = audit
         self._executions = executions
@@ -67,6 +80,7 @@ class SystemServicer(system_pb2_grpc.SystemServicer):
         components = [
             self._wasm_engine(),
             self._audit_log(),
+            self._token_table(),
             *(
                 system_pb2.Component(name=name, state=system_pb2.COMPONENT_STATE_DISABLED, detail=_NOT_SERVED)
                 for name in ("docker", "agents")
@@ -106,11 +120,23 @@ class SystemServicer(system_pb2_grpc.SystemServicer):
 
     def _wasm_engine(self) -> system_pb2.Component:
         stats = self._pool.stats()
-        workers = stats.busy + stats.idle + stats.spare
-        state, detail = system_pb2.COMPONENT_STATE_OK, f"{workers} workers, {stats.lost_total} lost so far"
-        if not workers and not stats.starting:
+        state, detail = (
+            system_pb2.COMPONENT_STATE_OK,
+            f"{stats.workers} workers, {stats.lost_total} lost so far",
+        )
+        if not stats.workers and not stats.starting:
             state, detail = system_pb2.COMPONENT_STATE_DOWN, "no worker process runs; the log says why"
         return system_pb2.Component(name="wasm_engine", state=state, detail=detail)
+
+    def _token_table(self) -> system_pb2.Component:
+        if self._tokens.problem is not None:
+            return system_pb2.Component(
+                name="tokens",
+                state=system_pb2.COMPONENT_STATE_DEGRADED,
+                detail=f"the newest are not in force: {self._tokens.problem}",
+            )
+        detail = f"{len(self._tokens)} in force"
+        return system_pb2.Component(name="tokens", state=system_pb2.COMPONENT_STATE_OK, detail=detail)
 
     def _audit_log(self) -> system_pb2.Component:
         state, detail = system_pb2.COMPONENT_STATE_OK, "written"

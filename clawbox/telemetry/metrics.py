@@ -110,6 +110,9 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self._audit_failures = Counter(
+            "clawbox_audit_failures", "Audit rows that could not be written.", registry=registry
+        )
         self._tool_names: set[str] = set()
 
     def rpc_observer(self, method: str) -> Callable[[str, float], None]:
@@ -175,6 +178,10 @@ class Metrics:
         """A module was compiled, or was refused; ``result`` is one word of a fixed set."""
         self._compiles.labels(result).inc()
         self._compile_seconds.observe(seconds)
+
+    def audit_failed(self) -> None:
+        """An audit row could not be written."""
+        self._audit_failures.inc()
 
     def _tool_label(self, tool: str) -> str:
         """The tool's name; names of tools that came and went must not fill the memory."""

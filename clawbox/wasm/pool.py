@@ -91,6 +91,11 @@ class PoolStats:
     lost_total: int
     forkserver_restarts_total: int
 
+    @property
+    def workers(self) -> int:
+        """Worker processes that are ready."""
+        return self.busy + self.idle + self.spare
+
 
 class _Worker:
     """One child, from its fork to its death."""

@@ -1,0 +1,202 @@
+"""The composition root: settings in, a running server out. Nothing else knows all the parts.
+
+Each part is an async context manager, entered in the order in which the parts depend on each other and left in
+the reverse: the gRPC server drains first, while everything that its calls use still works.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import structlog
+import uvloop
+from clawbox_client.v1 import sandbox_pb2_grpc, system_pb2_grpc
+
+from clawbox import __version__
+from clawbox.audit import AuditLog
+from clawbox.auth import TokenTable, watch_tokens
+from clawbox.children.enforcement import can_have_own_uids
+from clawbox.children.uids import UidRange
+from clawbox.policy import ShapeAction, ToolCeiling
+from clawbox.rpc.drain import shutdown_on_signals
+from clawbox.rpc.sandbox import SandboxServicer
+from clawbox.rpc.server import RpcServer
+from clawbox.rpc.system import SystemServicer
+from clawbox.telemetry import Metrics, MetricsEndpoint, configure_logging
+from clawbox.wasm.catalog import Catalog
+from clawbox.wasm.compiler import BUILTIN_FOLDER, Compiler
+from clawbox.wasm.executor import Executor
+from clawbox.wasm.output import OutputScanner
+from clawbox.wasm.pool import WorkerPool
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from clawbox.config import Config
+    from clawbox.rpc.access import Refusal
+
+log = structlog.get_logger("clawbox.app")
+
+_SERVED = ("clawbox.v1.Sandbox", "clawbox.v1.System")
+
+
+@dataclass(frozen=True, slots=True)
+class RunningServer:
+    """A server that takes calls."""
+
+    port: int
+    """TCP port of the gRPC listener."""
+    metrics_port: int
+    """TCP port of ``/metrics``."""
+    rpc: RpcServer
+    """The gRPC server; leaving :func:`build_server` drains it."""
+    pool: WorkerPool
+    """The sandboxes' processes."""
+    metrics: Metrics
+    """What is counted."""
+
+
+@contextlib.asynccontextmanager
+async def build_server(config: Config) -> AsyncIterator[RunningServer]:
+    """Serve on the configured TCP port and Unix socket for as long as the context is entered.
+
+    Raises, before anything listens: :class:`~clawbox.config.ConfigError` (no administrator's token),
+    :class:`~clawbox.errors.ClawboxError` (the audit folder), :class:`~clawbox.wasm.tool_files.ToolFileError` (the tool
+    folder), :class:`~clawbox.rpc.listeners.ListenError` (an address in use, a certificate that does not load),
+    and :class:`OSError` (the metrics port).
+    """
+    metrics = Metrics()
+    tokens = TokenTable.of(config)
+    ceiling = tool_ceiling(config)
+    async with contextlib.AsyncExitStack() as stack:
+        audit = await stack.enter_async_context(
+            AuditLog(
+                config.logging.audit_dir,
+                on_error=config.audit.on_error,
+                max_file_bytes=config.audit.max_file_bytes,
+                keep_files=config.audit.keep_files,
+                on_failure=metrics.audit_failed,
+            )
+        )
+        endpoint = await stack.enter_async_context(MetricsEndpoint(config.metrics, metrics))
+        await stack.enter_async_context(watch_tokens(tokens, config))
+        compiler = await stack.enter_async_context(
+            Compiler(config.sandbox.cache_dir, timeout_ms=config.sandbox.compile_timeout_ms)
+        )
+        catalog = await stack.enter_async_context(
+            Catalog(
+                config.sandbox.tool_dir,
+                compiler,
+                ceiling,
+                max_tool_bytes=config.sandbox.max_tool_bytes,
+                find_principal=tokens.find,
+                builtin_dir=BUILTIN_FOLDER if config.sandbox.builtin_tools else None,
+                watch=config.sandbox.watch_tools,
+                on_load=metrics.tool_compiled,
+            )
+        )
+        pool = await stack.enter_async_context(
+            WorkerPool(
+                workers=config.sandbox.workers,
+                max_concurrent=config.server.max_concurrent_executions,
+                uids=_uids(config),
+                observer=_PoolMetrics(metrics),
+            )
+        )
+        metrics.watch_pool(pool.stats)
+        metrics.watch_tools(catalog.runnable)
+        executor = Executor(
+            catalog,
+            pool,
+            ceiling=ceiling,
+            scanner=OutputScanner(config.sandbox.on_injection),
+            audit=audit,
+            metrics=metrics,
+        )
+
+        def refused(refusal: Refusal) -> None:
+            audit.append_counted(
+                "token_refused",
+                principal=refusal.principal,
+                request_id=refusal.request_id,
+                decision="denied",
+                reason=refusal.reason.name,
+                method=refusal.method,
+                peer=refusal.address,
+            )
+
+        rpc = await stack.enter_async_context(RpcServer(config.server, tokens, metrics, on_refusal=refused))
+        rpc.serve(
+            sandbox_pb2_grpc.add_SandboxServicer_to_server, SandboxServicer(executor, catalog, audit, ceiling)
+        )
+        rpc.serve(
+            system_pb2_grpc.add_SystemServicer_to_server, SystemServicer(pool, audit, rpc.executions, tokens)
+        )
+        await rpc.start()
+        for service in _SERVED:
+            rpc.health.set(service, serving=True)
+        log.info(
+            "serving",
+            version=__version__,
+            host=config.server.host,
+            port=rpc.port,
+            metrics_port=endpoint.port,
+            settings=str(config.file or "defaults"),
+        )
+        yield RunningServer(rpc.port, endpoint.port, rpc, pool, metrics)
+        log.info("stopping")
+
+
+def tool_ceiling(config: Config) -> ToolCeiling:
+    """What the settings allow any tool."""
+    sandbox = config.sandbox
+    return ToolCeiling(
+        default_timeout_ms=sandbox.default_timeout_ms,
+        max_timeout_ms=sandbox.max_timeout_ms,
+        default_memory_mb=sandbox.default_memory_mb,
+        max_memory_mb=sandbox.max_memory_mb,
+        default_fuel=sandbox.default_fuel,
+        max_fuel=sandbox.max_fuel,
+        network=config.tool_policy.network_allowlist,
+        credentials=frozenset(config.tool_policy.allowed_credentials),
+        max_concurrent=config.egress.max_concurrent,
+        on_shape=ShapeAction(config.egress.on_shape),
+    )
+
+
+def serve(config: Config) -> None:
+    """Serve until SIGTERM or SIGINT, then drain; a second signal exits at once. Raises what :func:`build_server` does."""
+    configure_logging(config.logging)
+    uvloop.run(_serve(config))
+
+
+async def _serve(config: Config) -> None:
+    shutdown = asyncio.Event()
+    with shutdown_on_signals(shutdown):
+        async with build_server(config):
+            await shutdown.wait()
+
+
+def _uids(config: Config) -> UidRange | None:
+    """The range of uids for children, where this process may use one; GetStatus tells where it may not."""
+    if not can_have_own_uids():
+        return None
+    return UidRange(config.children.uid_first, config.children.uid_count)
+
+
+class _PoolMetrics:
+    """Counts the workers that ended, by why."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def worker_started(self) -> None:
+        """Gauges show it."""
+
+    def worker_ended(self, why: str) -> None:
+        """Count it."""
+        self._metrics.worker_replaced(why)
