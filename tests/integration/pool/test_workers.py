@@ -1,0 +1,278 @@
+"""What becomes of workers: who is served by which, when one is replaced, and what is left behind (nothing)."""
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from clawbox.children import launcher as launcher_module
+from clawbox.children.uids import UidRange
+from clawbox.errors import ClawboxError, Reason
+from clawbox.wasm import pool as pool_module
+from clawbox.wasm.model import Outcome, Run, ToolCode, Abi
+from clawbox.wasm.pool import WorkerPool
+from tests.integration.pool.conftest import LIMITS
+from tests.unit.wasm import wat
+
+LONG = msgspec.structs.replace(LIMITS, timeout_ms=60_000, fuel=1 << 60)
+
+
+def workers(pool):
+    return {worker.child.pid for worker in pool._workers}
+
+
+def busy(pool):
+    return [worker for worker in pool._workers if worker.call is not None]
+
+
+async def eventually(condition):
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+async def test_a_worker_serves_call_after_call_of_one_principal(pool, execute):
+    await execute(wat.ECHO)
+    (worker,) = (worker for worker in pool._workers if worker.owner == "alice")
+    for _ in range(5):
+        await execute(wat.ECHO)
+    assert worker.calls == 6
+
+
+async def test_no_worker_serves_two_principals(pool, execute):
+    served = {}
+    for owner in ("alice", "bob", "carol", "alice", "bob"):
+        await execute(wat.ECHO, owner=owner)
+        for worker in pool._workers:
+            if worker.owner is not None:
+                assert served.setdefault(worker.child.pid, worker.owner) == worker.owner
+    assert len(served) >= 3
+
+
+async def test_after_a_trap_the_worker_is_replaced_and_after_an_exit_it_is_not(pool, execute, observer, forge):
+    await asyncio.gather(*(pool.preload(forge.tool(text)) for text in (wat.EXIT_3, wat.TRAP)))
+    await execute(wat.EXIT_3)
+    (worker,) = (worker for worker in pool._workers if worker.owner == "alice")
+    await execute(wat.TRAP)
+    assert worker.calls == 2
+    await observer.until(lambda: not worker.child.alive)
+    assert (await execute(wat.ECHO, b"1")).output == b"1"
+
+
+async def test_a_worker_is_replaced_when_it_served_enough(pool, execute, monkeypatch):
+    monkeypatch.setattr(pool_module, "CALLS_PER_WORKER", 3)
+    pids = set()
+    for _ in range(7):
+        await execute(wat.ECHO)
+        pids |= {worker.child.pid for worker in pool._workers if worker.owner == "alice"}
+    assert len(pids) >= 2
+
+
+async def test_killing_a_worker_loses_its_call_alone(pool, execute, observer):
+    calls = [asyncio.create_task(execute(wat.SPIN, limits=LONG, owner=f"p{n}")) for n in range(2)]
+    await eventually(lambda: len(busy(pool)) == 2)
+    victim = busy(pool)[0]
+    victim_owner = victim.owner
+    os.kill(victim.child.pid, signal.SIGKILL)
+    lost = await calls[int(victim_owner[1:])]
+    assert (Outcome.SANDBOX_LOST, "the process of the sandbox died") == (lost.outcome, lost.message)
+    assert (await execute(wat.ECHO, b"next")).output == b"next"
+    other = calls[1 - int(victim_owner[1:])]
+    assert not other.done()
+    other.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await other
+    assert sorted(observer.ended)[:2] == ["cancelled", "lost"]
+
+
+async def test_killing_workers_under_load_loses_only_calls_in_flight(pool, execute):
+    outcomes = []
+
+    async def client(owner):
+        for _ in range(40):
+            outcomes.append((await execute(wat.ECHO, b"1", owner=owner)).outcome)
+
+    clients = asyncio.gather(*(client(f"c{n}") for n in range(4)))
+    kills = 0
+    while not clients.done():
+        found = busy(pool)
+        if found and kills < 10 and len(outcomes) > kills * 10:
+            os.kill(found[0].child.pid, signal.SIGKILL)
+            kills += 1
+        await asyncio.sleep(0.001)
+    await clients
+    assert len(outcomes) == 160
+    assert set(outcomes) <= {Outcome.OK, Outcome.SANDBOX_LOST}
+    assert outcomes.count(Outcome.SANDBOX_LOST) <= kills
+    assert (await execute(wat.ECHO, b"1")).outcome is Outcome.OK
+
+
+async def test_cancelling_kills_the_worker_and_waits_for_its_death(pool, execute):
+    call = asyncio.create_task(execute(wat.SPIN, limits=LONG))
+    await eventually(lambda: busy(pool))
+    (worker,) = busy(pool)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert not worker.child.alive
+
+
+async def test_cancelling_a_call_that_waits_leaves_the_queue(uids, forge):
+    async with WorkerPool(workers=1, max_concurrent=1, uids=uids) as pool:
+        spin, echo = forge.tool(wat.SPIN), forge.tool(wat.ECHO)
+        first = asyncio.create_task(pool.run(Run(spin, "a", b"1", LONG)))
+        await eventually(lambda: pool.stats().busy == 1)
+        waiting = [asyncio.create_task(pool.run(Run(echo, "b", b"2", LIMITS))) for _ in range(2)]
+        await eventually(lambda: pool.stats().waiting == 2)
+        waiting[0].cancel()
+        await asyncio.wait([waiting[0]])
+        assert pool.stats().waiting == 1
+        first.cancel()
+        assert (await waiting[1]).output == b"2"
+        await asyncio.wait([first])
+
+
+async def test_principals_take_turns(uids, forge):
+    async with WorkerPool(workers=1, max_concurrent=1, uids=uids) as pool:
+        spin = forge.tool(wat.SPIN)
+        # Long enough for a fresh worker to stand ready when it is the other's turn.
+        limits = msgspec.structs.replace(LONG, timeout_ms=700)
+        blocker = asyncio.create_task(pool.run(Run(spin, "x", b"1", LONG)))
+        await eventually(lambda: pool.stats().busy == 1)
+        order = []
+
+        async def call(owner):
+            await pool.run(Run(spin, owner, b"1", limits))
+            order.append(owner)
+
+        calls = []
+        for owner in ("a", "a", "a", "b"):
+            calls.append(asyncio.create_task(call(owner)))
+            await eventually(lambda n=len(calls): pool.stats().waiting == n)
+        blocker.cancel()
+        await asyncio.gather(*calls)
+        assert order.index("b") == 1
+
+
+async def test_calls_that_wait_on_something_do_not_block_the_others(uids, forge):
+    sleep, echo = forge.tool(wat.SLEEP), forge.tool(wat.ECHO)
+    async with WorkerPool(workers=1, max_concurrent=3, uids=uids) as pool:
+        sleepers = [asyncio.create_task(pool.run(Run(sleep, "a", b"1", LONG))) for _ in range(2)]
+        await eventually(lambda: pool.stats().busy == 2)
+        assert (await pool.run(Run(echo, "a", b"3", LIMITS))).output == b"3"
+        for sleeper in sleepers:
+            sleeper.cancel()
+        await asyncio.wait(sleepers)
+
+
+async def test_leaving_the_pool_ends_what_runs(uids, forge):
+    async with WorkerPool(workers=1, max_concurrent=1, uids=uids) as pool:
+        running = asyncio.create_task(pool.run(Run(forge.tool(wat.SPIN), "a", b"1", LONG)))
+        await eventually(lambda: pool.stats().busy == 1)
+        waiting = asyncio.create_task(pool.run(Run(forge.tool(wat.ECHO), "a", b"1", LONG)))
+        await eventually(lambda: pool.stats().waiting == 1)
+        pids = workers(pool)
+    assert (await running).outcome is Outcome.CANCELLED
+    with pytest.raises(ClawboxError) as caught:
+        await waiting
+    assert caught.value.reason is Reason.SHUTTING_DOWN
+    with pytest.raises(ClawboxError):
+        await pool.run(Run(forge.tool(wat.ECHO), "a", b"1", LONG))
+    assert not [pid for pid in pids if Path(f"/proc/{pid}/exe").exists() and _runs(pid)]
+
+
+def _runs(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+async def test_the_forkserver_may_die(pool, execute, observer):
+    await execute(wat.ECHO)
+    (forkserver,) = (
+        int(pid) for pid in Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+    )
+    call = asyncio.create_task(execute(wat.SPIN, limits=LONG))
+    await eventually(lambda: busy(pool))
+    os.kill(forkserver, signal.SIGKILL)
+    old = list(pool._workers)
+    assert (await call).outcome is Outcome.SANDBOX_LOST
+    await observer.until(lambda: not any(worker.child.alive for worker in old))
+    assert (await execute(wat.ECHO, b"again")).output == b"again"
+    assert pool.stats().forkserver_restarts_total == 1
+
+
+async def test_a_forkserver_that_cannot_start_fails_calls_with_a_time_to_try_again(forge, monkeypatch):
+    monkeypatch.setattr(pool_module, "KIND", "clawbox.no_such_module:KIND")
+    starts = []
+    real = launcher_module.command
+    monkeypatch.setattr(launcher_module, "command", lambda *a: (starts.append(a), real(*a))[1])
+    async with WorkerPool(workers=1, max_concurrent=1, uids=None) as pool:
+        for _ in range(3):
+            with pytest.raises(ClawboxError) as caught:
+                await pool.run(Run(forge.tool(wat.ECHO), "a", b"1", LIMITS))
+            assert caught.value.reason is Reason.SANDBOX_UNAVAILABLE
+            assert caught.value.retry_after > 0
+        assert len(starts) < 8
+
+
+async def test_an_artifact_that_is_none_fails_its_calls_alone(pool, execute, tmp_path):
+    (tmp_path / "bad").write_bytes(b"no artifact")
+    broken = ToolCode("broken", "f" * 64, Abi.COMMAND_MODULE, str(tmp_path / "bad"))
+    with pytest.raises(ClawboxError, match="broken"):
+        await pool.run(Run(broken, "alice", b"1", LIMITS))
+    with pytest.raises(ClawboxError):
+        await pool.preload(broken)
+    assert (await execute(wat.ECHO, b"1")).outcome is Outcome.OK
+
+
+async def test_ids_run_out_and_come_back(forge):
+    if os.geteuid():
+        uids = None
+    else:
+        uids = UidRange(914_000, 3)
+    async with WorkerPool(workers=1, max_concurrent=4, uids=uids) as pool:
+        for _ in range(6):
+            result = await pool.run(Run(forge.tool(wat.TRAP), "a", b"1", LIMITS))
+            assert result.outcome is Outcome.TOOL_ERROR
+
+
+async def test_without_privileges_the_pool_works_and_says_what_it_lacks(forge, tmp_path):
+    code = forge.tool(wat.ECHO)
+    script = tmp_path / "unprivileged.py"
+    script.write_text(
+        "import asyncio\n"
+        "from clawbox.children.enforcement import can_have_own_uids\n"
+        "from clawbox.wasm.model import Abi, Limits, Run, ToolCode\n"
+        "from clawbox.wasm.pool import WorkerPool\n"
+        "async def main():\n"
+        "    assert not can_have_own_uids()\n"
+        "    async with WorkerPool(workers=1, max_concurrent=1, uids=None) as pool:\n"
+        f"        code = ToolCode('echo', {code.digest!r}, Abi.COMMAND_MODULE, {code.artifact!r})\n"
+        "        result = await pool.run(Run(code, 'a', b'here', Limits(5000, 10**6, 1 << 24)))\n"
+        "        print(result.outcome.value, result.output.decode())\n"
+        "        for item in pool.enforcements():\n"
+        "            print(item.name, item.in_force)\n"
+        "asyncio.run(main())\n"
+    )
+
+    def drop():
+        from clawbox.children import linux
+
+        if linux.has_capability(linux.CAP_SETPCAP):
+            for number in linux.bounding_set():
+                linux.prctl(linux.PR_CAPBSET_DROP, number)
+
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(script), stdout=asyncio.subprocess.PIPE, preexec_fn=drop
+    )
+    output, _ = await process.communicate()
+    lines = dict(line.split(" ", 1) for line in output.decode().splitlines())
+    assert lines["ok"] == "here"
+    assert lines["worker_seccomp"] == "True"
+    assert lines["worker_own_uid"] == lines["worker_network_namespace"] == "False"
