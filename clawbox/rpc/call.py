@@ -43,6 +43,7 @@ class Call:
         "peer",
         "queued_us",
         "request_id",
+        "severed",
         "started",
         "stopping",
         "task",
@@ -62,6 +63,8 @@ class Call:
         """Name of the status code it ended with."""
         self.stopping = False
         """Whether the server, not the caller, ends it."""
+        self.severed = False
+        """Whether gRPC has ended it, so that nothing can be sent any more."""
         self.task = asyncio.current_task()
         self._principal: Principal | None = None
 

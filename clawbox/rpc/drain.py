@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import signal
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -48,12 +49,13 @@ class Calls:
         self._draining = True
 
     def add(self, call: Call) -> None:
-        """A call arrived."""
+        """A call arrived. It is in flight until its task is done: cleaned up, and its last bytes sent."""
         self._calls.add(call)
         self._none_left.clear()
+        if call.task is not None:
+            call.task.add_done_callback(partial(self._ended, call))
 
-    def discard(self, call: Call) -> None:
-        """A call ended and has cleaned up after itself."""
+    def _ended(self, call: Call, _task: object) -> None:
         self._calls.discard(call)
         if not self._calls:
             self._none_left.set()
@@ -62,11 +64,18 @@ class Calls:
         """Cancel the calls in flight that ``which`` chooses, with SHUTTING_DOWN; returns how many."""
         ended = 0
         for call in tuple(self._calls):
-            if which(call) and not call.stopping and call.task is not None:
-                call.stopping = True
+            if not which(call) or call.stopping or call.task is None:
+                continue
+            call.stopping = True
+            ended += 1
+            if not call.task.cancelling():  # its caller left: it is cleaning up, and must not be disturbed
                 call.task.cancel()
-                ended += 1
         return ended
+
+    def sever(self) -> None:
+        """The connections go now: whatever is still in flight may clean up, but has nobody to talk to."""
+        for call in self._calls:
+            call.severed = True
 
     async def wait_none_left(self, seconds: float | None = None) -> bool:
         """Wait until no call is in flight, at most so long; returns whether that came."""

@@ -19,6 +19,7 @@ import time
 import uuid
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
@@ -27,7 +28,14 @@ import structlog
 
 from clawbox.errors import ClawboxError, Reason
 from clawbox.rpc.call import REQUEST_ID_KEY, Call, is_request_id, new_request_id, peer_address
-from clawbox.rpc.limits import MAX_PUBLIC_CALLS, MAX_PUBLIC_CALLS_PER_ADDRESS, MAX_STREAMS, StreamLimit
+from clawbox.rpc.limits import (
+    MAX_PUBLIC_CHECKS_PER_ADDRESS,
+    MAX_PUBLIC_MESSAGE_BYTES,
+    MAX_PUBLIC_STREAMS,
+    MAX_PUBLIC_STREAMS_PER_ADDRESS,
+    MAX_STREAMS,
+    StreamLimit,
+)
 from clawbox.rpc.methods import Access, Method
 from clawbox.rpc.status import DETAILS_KEY, internal_error, wire_status
 
@@ -42,11 +50,14 @@ if TYPE_CHECKING:
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
-PUBLIC_READ_SECONDS = 30.0
+PUBLIC_READ_SECONDS = 10.0
 """How long a caller without a token may be silent before its next message."""
 
 STALLED_READER_SECONDS = 60.0
 """How long the reader of a streamed execution may leave one message untaken: it holds a place meanwhile."""
+
+LAST_WORD_SECONDS = 1.0
+"""How long a server that stops tries to tell a caller so."""
 
 _log = structlog.stdlib.get_logger("clawbox.rpc")
 
@@ -62,8 +73,10 @@ class Edge:
     max_message_bytes: int
     streams: StreamLimit = field(default_factory=StreamLimit)
     """Open streams of principals, by their names."""
-    public: StreamLimit = field(default_factory=lambda: StreamLimit(MAX_PUBLIC_CALLS))
+    public_streams: StreamLimit = field(default_factory=lambda: StreamLimit(MAX_PUBLIC_STREAMS))
     """Open streams of callers without a token, by their addresses."""
+    public_checks: StreamLimit = field(default_factory=StreamLimit)
+    """Calls with one reply of callers without a token, by their addresses."""
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
@@ -122,6 +135,11 @@ class _Steps:
         self._response_streaming = handler.response_streaming
         self._is_public = method.access is Access.PUBLIC
         self._read_seconds = PUBLIC_READ_SECONDS if self._is_public else None
+        self._max_request_bytes = (
+            min(MAX_PUBLIC_MESSAGE_BYTES, edge.max_message_bytes)
+            if self._is_public
+            else edge.max_message_bytes
+        )
         self._write_seconds = STALLED_READER_SECONDS if method.execution else None
 
     def handler(self) -> Handler:
@@ -203,7 +221,6 @@ class _Steps:
         return call, authorization
 
     def _end(self, call: Call) -> None:
-        self._edge.calls.discard(call)
         self._observe(call.code, time.perf_counter() - call.started)
 
     # Access, and limits on what one caller has open
@@ -214,17 +231,20 @@ class _Steps:
             raise shutting_down()
         self._edge.access.admit(call, authorization)
         if self._is_public:
-            if not self._response_streaming:
-                return _nothing  # health checks are never counted
+            # Never counted with anybody else's calls: a check must get through when nothing else does.
             address = peer_address(call.peer)
-            self._edge.public.acquire(address, MAX_PUBLIC_CALLS_PER_ADDRESS)
-            return lambda: self._edge.public.release(address)
+            if self._response_streaming:
+                open_here, limit = self._edge.public_streams, MAX_PUBLIC_STREAMS_PER_ADDRESS
+            else:
+                open_here, limit = self._edge.public_checks, MAX_PUBLIC_CHECKS_PER_ADDRESS
+            open_here.acquire(address, limit)
+            return partial(open_here.release, address)
         if not (self._request_streaming or self._response_streaming):
             return _nothing
         principal = call.principal
-        limit = principal.limits.max_streams
-        self._edge.streams.acquire(principal.name, MAX_STREAMS if limit is None else limit)
-        return lambda: self._edge.streams.release(principal.name)
+        most = principal.limits.max_streams
+        self._edge.streams.acquire(principal.name, MAX_STREAMS if most is None else most)
+        return partial(self._edge.streams.release, principal.name)
 
     async def _place(self, call: Call) -> None:
         call.queued_us = await self._edge.executions.acquire()
@@ -262,8 +282,8 @@ class _Steps:
     def _decoded(self, raw: bytes) -> Any:
         # Not in a thread: the protobuf runtime keeps the GIL while it parses, so that a thread would only
         # add its own cost (10 MiB of nulls: 145 ms of loop stall either way).
-        if len(raw) > self._edge.max_message_bytes:
-            raise _too_large("request", len(raw), self._edge.max_message_bytes)
+        if len(raw) > self._max_request_bytes:
+            raise _too_large("request", len(raw), self._max_request_bytes)
         try:
             return self._decode(raw)
         except Exception as error:
@@ -331,6 +351,9 @@ async def _fail(call: Call, context: Context, error: BaseException) -> None:
 
 
 async def _abort(call: Call, context: Context, error: ClawboxError) -> None:
+    if call.severed:  # gRPC has let go of it
+        call.code = "CANCELLED"
+        return
     status = wire_status(error)
     call.code = status.code.name
     principal = call.known_principal
@@ -347,9 +370,11 @@ async def _abort(call: Call, context: Context, error: ClawboxError) -> None:
     )
     trailing = ((REQUEST_ID_KEY, call.request_id), (DETAILS_KEY, status.details))
     try:
-        await context.abort(status.code, status.message, trailing)
-    except (grpc.aio.InternalError, grpc.aio.UsageError):
-        call.code = "CANCELLED"  # the caller is gone
+        # A status waits behind messages that the caller does not read; a server that stops does not.
+        async with asyncio.timeout(LAST_WORD_SECONDS if call.stopping else None):
+            await context.abort(status.code, status.message, trailing)
+    except (grpc.aio.InternalError, grpc.aio.UsageError, TimeoutError):
+        call.code = "CANCELLED"  # the caller is gone, or as good as gone
 
 
 def shutting_down() -> ClawboxError:

@@ -19,11 +19,17 @@ if TYPE_CHECKING:
 MAX_STREAMS = 100
 """Open streams of a principal whose token names no number."""
 
-MAX_PUBLIC_CALLS_PER_ADDRESS = 32
-"""Open calls without a token from one address, reflection and health watches together."""
+MAX_PUBLIC_STREAMS_PER_ADDRESS = 32
+"""Open streams without a token from one address, reflection and health watches together."""
 
-MAX_PUBLIC_CALLS = 512
-"""Open calls without a token from all addresses."""
+MAX_PUBLIC_STREAMS = 512
+"""Open streams without a token from all addresses."""
+
+MAX_PUBLIC_CHECKS_PER_ADDRESS = 16
+"""Health checks from one address that are being read. One takes a millisecond, unless its sender dawdles."""
+
+MAX_PUBLIC_MESSAGE_BYTES = 16 * 1024
+"""Largest message without a token: a service's name, or a question to reflection."""
 
 RETRY_SECONDS = 1.0
 """After which a caller that found no room may try again."""
@@ -106,7 +112,7 @@ class StreamLimit:
         if have >= limit:
             raise ClawboxError(
                 Reason.STREAM_LIMIT,
-                "{open} of {limit} streams are open already",
+                "{open} of {limit} calls of this kind are open already",
                 retry_after=RETRY_SECONDS,
                 open=have,
                 limit=limit,

@@ -42,8 +42,9 @@ MAX_METADATA_BYTES = 16 * 1024
 MAX_STREAMS_PER_CONNECTION = 256
 HANDSHAKE_MS = 10_000
 """Time to finish the TLS handshake and send HTTP/2 settings; a silent connection is closed after it."""
-IDLE_CONNECTION_MS = 3_600_000
-"""A connection without calls is asked to go after it; a client opens another when it needs one."""
+IDLE_CONNECTION_MS = 600_000
+"""A connection without calls is asked to go after it, whoever holds it: there are only so many. A client's
+library opens another when it needs one."""
 MIN_PING_INTERVAL_MS = 10_000
 """How often a client may ping, with calls or without."""
 
@@ -197,15 +198,20 @@ class RpcServer:
         self.health.end()
         self.calls.end(lambda call: call.method.watch)
         # Closes the listeners now, and the connections when their calls have ended.
-        stopping = asyncio.create_task(self._stop_core(grace + _LAST_NEWS_SECONDS), name="stop gRPC")
+        stopping = asyncio.create_task(self._stop_core(grace + _CLEAN_UP_SECONDS), name="stop gRPC")
         try:
             await self._wait_and_end(grace)
         finally:
             # Even when this is cancelled: no handler may outlive what it works with.
             self.calls.end()
-            await asyncio.shield(stopping)
+            # Before gRPC is stopped: it would cancel a handler once more, in the midst of its clean-up.
             if not await self.calls.wait_none_left(_CLEAN_UP_SECONDS):
                 _log.error("calls did not end", methods=self.calls.names())
+                self.calls.sever()
+            # gRPC sometimes goes on waiting for a peer that was told the end of its call and does not answer.
+            await asyncio.wait([stopping], timeout=_LAST_NEWS_SECONDS)
+            await self._stop_core(None)
+            await stopping
             self._remove_unix_socket()
 
     async def _wait_and_end(self, grace: float) -> None:
@@ -216,7 +222,6 @@ class RpcServer:
             if not await self.calls.wait_none_left(grace - health_watchers):
                 ended = self.calls.end()
                 _log.warning("calls were ended at the end of the grace period", calls=ended)
-                await self.calls.wait_none_left(_LAST_NEWS_SECONDS)
 
     async def _stop_core(self, grace: float | None) -> None:
         await self._server.stop(grace)

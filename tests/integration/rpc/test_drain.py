@@ -61,6 +61,45 @@ async def test_calls_that_outlive_the_grace_are_told_and_have_cleaned_up_when_dr
         assert running.server.executions.running == 0
 
 
+async def test_a_handler_that_takes_long_to_clean_up_is_waited_for(monkeypatch) -> None:
+    monkeypatch.setattr("clawbox.rpc.server._LAST_NEWS_SECONDS", 0.05)
+    async with serving(grace_ms=0) as running:
+        entered, cleaned = asyncio.Event(), asyncio.Event()
+
+        async def slow(_request):
+            entered.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await asyncio.sleep(0.3)  # longer than gRPC is given to stop
+                cleaned.set()
+
+        running.sandbox.execute = slow
+        stub = await running.sandbox_stub()
+        call = asyncio.ensure_future(failure(stub.Execute(REQUEST, metadata=metadata())))
+        await entered.wait()
+        await running.server.drain()
+        assert cleaned.is_set()
+        assert details(await call).reason == "SHUTTING_DOWN"
+
+
+async def test_a_reader_that_stalls_does_not_hold_up_the_drain(monkeypatch) -> None:
+    monkeypatch.setattr("clawbox.rpc.interceptors.LAST_WORD_SECONDS", 0.1)
+    async with serving(grace_ms=100) as running:
+
+        async def flood(_request):
+            while True:
+                yield sandbox_pb2.ExecuteStreamResponse(stdout=sandbox_pb2.OutputChunk(data=b"x" * 65536))
+
+        running.sandbox.stream = flood
+        stub = await running.sandbox_stub()
+        call = stub.ExecuteStream(sandbox_pb2.ExecuteStreamRequest(), metadata=metadata())
+        await call.read()  # and never again
+        async with asyncio.timeout(10):
+            await running.server.drain()
+        assert len(running.server.calls) == 0
+
+
 async def test_new_work_is_refused_with_a_reason_while_health_still_answers() -> None:
     async with serving() as running:
         stub = await running.sandbox_stub()

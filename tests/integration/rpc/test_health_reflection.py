@@ -12,6 +12,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from clawbox.rpc.methods import REFLECTION_SERVICES
 from tests.integration.rpc.conftest import Serving, details, failure, metadata, serving
+from tests.integration.rpc.test_limits import until
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -70,6 +71,28 @@ async def test_watches_without_a_token_are_bounded_for_each_address_and_checks_a
     await (await running.sandbox_stub()).Execute(sandbox_pb2.ExecuteRequest(tool="echo"), metadata=metadata())
     for call in held:
         call.cancel()
+
+
+async def test_what_comes_without_a_token_is_short(running: Serving) -> None:
+    stub = await running.health_stub()
+    error = await failure(stub.Check(health_pb2.HealthCheckRequest(service="x" * 20_000)))
+    assert details(error).reason == "MESSAGE_TOO_LARGE"
+    error = await failure(stub.Watch(health_pb2.HealthCheckRequest(service="x" * 20_000)))
+    assert details(error).reason == "MESSAGE_TOO_LARGE"
+
+
+async def test_checks_that_never_send_their_message_are_bounded(running: Serving) -> None:
+    channel = await running.channel()
+    check = channel.stream_stream("/grpc.health.v1.Health/Check")
+    held = [check() for _ in range(16)]
+    await until(lambda: len(running.server.calls) == 16)
+    error = await failure(check())
+    assert details(error).reason == "STREAM_LIMIT"
+    for call in held:
+        call.cancel()
+    await until(lambda: len(running.server.calls) == 0)
+    stub = await running.health_stub()
+    assert (await stub.Check(health_pb2.HealthCheckRequest())).status == SERVING
 
 
 async def test_a_silent_caller_without_a_token_is_let_go(monkeypatch) -> None:

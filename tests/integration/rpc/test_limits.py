@@ -116,6 +116,25 @@ async def test_cancelling_a_call_reaches_the_handler_and_frees_its_place(running
     )
 
 
+async def test_a_deadline_of_a_millisecond_leaves_nothing(running: Serving) -> None:
+    stub = await running.sandbox_stub()
+    gate = Gate()
+    running.sandbox.execute = gate.execute
+    for _ in range(20):
+        error = await failure(stub.Execute(REQUEST, metadata=metadata(), timeout=0.001))
+        assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await until(lambda: running.server.executions.running == 0 and len(running.server.calls) == 0)
+
+
+async def test_a_caller_that_leaves_before_its_message_leaves_nothing(running: Serving) -> None:
+    channel = await running.channel()
+    call = channel.stream_stream("/clawbox.v1.Sandbox/Execute")(metadata=metadata())
+    await until(lambda: len(running.server.calls) == 1)
+    assert running.server.executions.running == 0  # a place is for whoever has something to run
+    call.cancel()
+    await until(lambda: len(running.server.calls) == 0)
+
+
 async def _settled(call) -> None:
     with contextlib.suppress(grpc.aio.AioRpcError, asyncio.CancelledError):
         await call
