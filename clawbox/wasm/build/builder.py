@@ -12,12 +12,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from clawbox.wasm.build import node
+from clawbox.wasm.build import node, toolchains
 from clawbox.wasm.build.commands import BuildError, Progress
 from clawbox.wasm.build.project import Project
 from clawbox.wasm.build.toolchains import TOOLCHAINS
 
-_STAMP_VERSION = 1
+_RECIPE = node.digest_of([Path(toolchains.__file__)])[:16]
+"""Names how the compilers are called."""
 _WASM_MAGIC = b"\0asm"
 
 
@@ -48,7 +49,7 @@ def build(project_dir: Path, out_dir: Path, progress: Progress) -> Built:
     stamp = out_dir / f".{project.name}.stamp"
     lock = hashlib.sha256(str(wasm.resolve()).encode()).hexdigest()[:32]
     with node.locked(lock):
-        key = f"{_STAMP_VERSION} {project.digest()} {toolchain.identity()}"
+        key = f"{project.digest()} {toolchain.identity()} {_RECIPE}"
         up_to_date = _is_current(stamp, key, wasm, manifest)
         if not up_to_date:
             text = project.manifest()

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 WIT = Path(__file__).parent.parent / "wit"
 WORLD = "tool"
 _COMPILE_TIMEOUT = 600.0
+_C_STACK = "-Wl,-z,stack-size=1048576"  # of the 16 MiB that zig gives, every instance would pay for all
 _INSTALL_HINT = "`pip install 'clawbox[build]'` installs it"
 
 
@@ -184,7 +185,7 @@ class CToolchain(Toolchain):
         """Builds all .c files of the project into one module."""
         progress("compiling with zig cc")
         sources = [path for path in project.sources() if path.suffix == ".c"]
-        options = ("-target", "wasm32-wasi", "-std=gnu17", "-Os", "-Wall", "-Wextra", "-s")
+        options = ("-target", "wasm32-wasi", "-std=gnu17", "-Os", "-Wall", "-Wextra", "-s", _C_STACK)
         caches = (
             {}
             if "ZIG_GLOBAL_CACHE_DIR" in os.environ

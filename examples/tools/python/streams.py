@@ -1,6 +1,7 @@
 """stdout and stderr of a run: written through to WASI line by line, and kept for the answer."""
 
 import io
+from builtins import bytes, len, super  # names of this module's own, whatever user code makes of the others
 
 
 class Recorder(io.FileIO):
