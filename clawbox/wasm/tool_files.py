@@ -161,10 +161,10 @@ class ToolFolder:
         return StagedFile(self._staging / secrets.token_hex(16))
 
     def put(self, name: str, module: StagedFile | None, manifest: bytes | None) -> None:
-        """Put a module and its manifest in place; ``module`` None: the manifest alone; ``manifest`` None: none.
+        """Put a module and its manifest in place; ``module`` None: the manifest alone.
 
-        Raises OSError, and then the folder is as before. Should the machine stop half-way, the new manifest (or
-        none) stands beside the old module.
+        ``manifest`` None: there shall be none. Raises OSError, and then the folder is as before. Should the
+        machine stop half-way, the new manifest (or none) stands beside the old module.
         """
         manifest_path = self._folder / f"{name}.json"
         before = (

@@ -46,7 +46,8 @@ def manifest(name: str, **sections: Any) -> dict[str, Any]:
     return {"tool": {"name": name, "description": f"The tool {name}."}, **sections}
 
 
-async def in_pieces(data: bytes, size: int = 7) -> AsyncIterator[bytes]:
+async def in_pieces(data: bytes) -> AsyncIterator[bytes]:
+    size = max(7, len(data) // 20)
     for start in range(0, len(data), size):
         yield data[start : start + size]
 
@@ -102,12 +103,17 @@ class World:
 
 async def until(condition: Callable[[], object]) -> None:
     """Waits for something that the catalog does by itself."""
-    while not condition():
+    while not condition():  # noqa: ASYNC110 - nothing tells of it
         await asyncio.sleep(0.01)
 
 
 def entry_of(catalog: Catalog, name: str) -> ToolEntry:
     return catalog.get(name, ADMIN)
+
+
+def digest_of(catalog: Catalog, name: str) -> str:
+    code = entry_of(catalog, name).code
+    return "" if code is None else code.digest
 
 
 async def upload(
