@@ -153,7 +153,7 @@ class RpcServer:
             if self._settings.unix_socket is not None:
                 self._unix = UnixListener(self._server, self._settings.unix_socket)
         except BaseException:
-            await self._stop_core(None)
+            await self._let_go()
             raise
         return self
 
@@ -190,7 +190,7 @@ class RpcServer:
             return
         self._stopped = True
         if not self._started:
-            await self._stop_core(None)
+            await self._let_go()
             self._remove_unix_socket()
             return
         grace = self._settings.grace_ms / 1000
@@ -222,6 +222,12 @@ class RpcServer:
             if not await self.calls.wait_none_left(grace - health_watchers):
                 ended = self.calls.end()
                 _log.warning("calls were ended at the end of the grace period", calls=ended)
+
+    async def _let_go(self) -> None:
+        """Free the ports of a server that never started: gRPC stops only what has started, so it does."""
+        self.calls.refuse_new()
+        await self._server.start()
+        await self._stop_core(None)
 
     async def _stop_core(self, grace: float | None) -> None:
         await self._server.stop(grace)

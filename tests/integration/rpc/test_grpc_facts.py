@@ -6,6 +6,7 @@ The first half of a pair fails when a new gRPC changes its mind; then the code t
 from __future__ import annotations
 
 import asyncio
+import socket
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -229,7 +230,9 @@ async def test_a_server_that_never_started_leaves_nothing() -> None:
     server = _unstarted()
     server.serve(system_pb2_grpc.add_SystemServicer_to_server, ScriptedSystem())
     async with server:
-        assert server.port
+        port = server.port
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 def _unstarted() -> RpcServer:

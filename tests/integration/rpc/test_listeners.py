@@ -50,6 +50,16 @@ async def test_ipv6_loopback() -> None:
         assert (await stub.GetStatus(STATUS, metadata=metadata())).status == "ok"
 
 
+async def test_a_start_that_fails_half_way_frees_the_port(tmp_path: Path) -> None:
+    async with serving() as earlier:
+        port = earlier.server.port
+    with pytest.raises(ListenError):
+        async with serving(port=port, unix_socket=tmp_path / "missing" / "x.sock"):
+            pass
+    async with serving(port=port) as running:
+        assert running.server.port == port
+
+
 async def test_nothing_listens_after_the_server_left() -> None:
     async with serving() as running:
         port = running.server.port
