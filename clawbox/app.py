@@ -1,7 +1,7 @@
 """The composition root: settings in, a running server out. Nothing else knows all the parts.
 
-Each part is an async context manager, entered in the order in which the parts depend on each other and left in
-the reverse: the gRPC server drains first, while everything that its calls use still works.
+Each part is an async context manager, entered in the order in which the parts depend on each other and left
+in the reverse: the gRPC server drains first, while everything that its calls use still works.
 """
 
 from __future__ import annotations
@@ -14,6 +14,11 @@ from typing import TYPE_CHECKING
 
 import structlog
 import uvloop
+
+# gRPC would stop its threads around each fork of this process, for the sake of children that go on using it.
+# Ours (the forkserver, compilers) execute a program of their own at once. It reads this when it is imported.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
+
 from clawbox_client.v1 import sandbox_pb2_grpc, system_pb2_grpc
 
 from clawbox import __version__
@@ -65,9 +70,10 @@ async def build_server(config: Config) -> AsyncIterator[RunningServer]:
     """Serve on the configured TCP port and Unix socket for as long as the context is entered.
 
     Raises, before anything listens: :class:`~clawbox.config.ConfigError` (no administrator's token),
-    :class:`~clawbox.errors.ClawboxError` (the audit folder), :class:`~clawbox.wasm.tool_files.ToolFileError` (the tool
-    folder), :class:`~clawbox.rpc.listeners.ListenError` (an address in use, a certificate that does not load),
-    and :class:`OSError` (the metrics port).
+    :class:`~clawbox.errors.ClawboxError` (the audit folder),
+    :class:`~clawbox.wasm.tool_files.ToolFileError` (the tool folder),
+    :class:`~clawbox.rpc.listeners.ListenError` (an address in use, a certificate that does not load), and
+    :class:`OSError` (the metrics port).
     """
     metrics = Metrics()
     tokens = TokenTable.of(config)
@@ -169,7 +175,10 @@ def tool_ceiling(config: Config) -> ToolCeiling:
 
 
 def serve(config: Config) -> None:
-    """Serve until SIGTERM or SIGINT, then drain; a second signal exits at once. Raises what :func:`build_server` does."""
+    """Serve until SIGTERM or SIGINT, then drain; a second signal exits at once.
+
+    Raises what :func:`build_server` does.
+    """
     configure_logging(config.logging)
     uvloop.run(_serve(config))
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast, TYPE_CHECKING
 
 import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 HEADER_BYTES = 4
 
@@ -112,8 +114,7 @@ class FrameProtocol(asyncio.Protocol, Generic[Message]):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport (asyncio)."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's transports are no subclasses
 
     def data_received(self, data: bytes) -> None:
         """Cut, decode and deliver what arrived (asyncio)."""
@@ -126,7 +127,7 @@ class FrameProtocol(asyncio.Protocol, Generic[Message]):
         except (FrameError, msgspec.DecodeError) as error:
             self._break(error if isinstance(error, FrameError) else FrameError(str(error)))
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+    def connection_lost(self, exc: Exception | None) -> None:
         """The child closed its end, or it died (asyncio)."""
         self._break(None)
 

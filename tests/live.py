@@ -1,0 +1,123 @@
+"""A real ``clawbox serve`` in a process of its own, as a user would start it, for tests that need the whole."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+CLAWBOX = Path(sys.executable).with_name("clawbox")
+
+
+@dataclass
+class LiveServer:
+    """A server that answers at ``address``."""
+
+    home: Path
+    """The folder that ``clawbox init`` made: config.toml, token, tools, audit."""
+    port: int
+    metrics_port: int
+    process: subprocess.Popen[bytes]
+    log: Path
+    extra: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def address(self) -> str:
+        """For ``grpc.insecure_channel``."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def token(self) -> str:
+        """The administrator's token."""
+        return (self.home / "token").read_text().strip()
+
+    def descendants(self) -> list[int]:
+        """Process ids of everything that the server started and that lives, at any depth."""
+        return _descendants(self.process.pid)
+
+    def stop(self, sig: signal.Signals = signal.SIGTERM, timeout: float = 40) -> int:
+        """Send a signal and wait; returns the exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(sig)
+        return self.process.wait(timeout)
+
+
+def _descendants(pid: int) -> list[int]:
+    found: list[int] = []
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                found += [int(child), *_descendants(int(child))]
+    return found
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def init(home: Path, settings: str = "") -> Path:
+    """``clawbox init`` in ``home``, plus ``settings`` (TOML) at the end; returns the settings file."""
+    if not (home / "config.toml").exists():
+        subprocess.run([CLAWBOX, "init", "--dir", home], check=True, stdout=subprocess.DEVNULL)
+    config = home / "config.toml"
+    if settings:
+        config.write_text(config.read_text() + "\n" + settings)
+    return config
+
+
+@contextlib.contextmanager
+def running(home: Path, settings: str = "", **environment: str) -> Iterator[LiveServer]:
+    """A server that says SERVING; stopped at the end, by SIGKILL when it will not stop otherwise."""
+    config = init(home, settings)
+    port, metrics_port = free_port(), free_port()
+    env = {
+        **os.environ,
+        "CLAWBOX_PORT": str(port),
+        "CLAWBOX_METRICS__PORT": str(metrics_port),
+        **environment,
+    }
+    log = home / "server.log"
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [CLAWBOX, "serve", "--config", config], env=env, stdout=output, stderr=output
+        )
+    server = LiveServer(home, port, metrics_port, process, log)
+    try:
+        wait_until_serving(server)
+        yield server
+    finally:
+        try:
+            server.stop()
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
+
+
+def wait_until_serving(server: LiveServer, seconds: float = 60) -> None:
+    """Wait until Sandbox says SERVING; raises RuntimeError with the server's log when it does not."""
+    deadline = time.monotonic() + seconds
+    options = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 100)]
+    with grpc.insecure_channel(server.address, options) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        request = health_pb2.HealthCheckRequest(service="clawbox.v1.Sandbox")
+        while server.process.poll() is None and time.monotonic() < deadline:
+            with contextlib.suppress(grpc.RpcError):
+                reply = stub.Check(request, timeout=1, wait_for_ready=True)
+                if reply.status == health_pb2.HealthCheckResponse.SERVING:
+                    return
+    raise RuntimeError(f"the server did not come up:\n{server.log.read_text()}")
