@@ -19,8 +19,6 @@ import uvloop
 # Ours (the forkserver, compilers) execute a program of their own at once. It reads this when it is imported.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
 
-from clawbox_client.v1 import sandbox_pb2_grpc, system_pb2_grpc
-
 from clawbox import __version__
 from clawbox.audit import AuditLog
 from clawbox.auth import TokenTable, watch_tokens
@@ -30,6 +28,7 @@ from clawbox.policy import ShapeAction, ToolCeiling
 from clawbox.rpc.drain import shutdown_on_signals
 from clawbox.rpc.sandbox import SandboxServicer
 from clawbox.rpc.server import RpcServer
+from clawbox.rpc.services import serve_sandbox, serve_system
 from clawbox.rpc.system import SystemServicer
 from clawbox.telemetry import Metrics, MetricsEndpoint, configure_logging
 from clawbox.wasm.catalog import Catalog
@@ -136,12 +135,8 @@ async def build_server(config: Config) -> AsyncIterator[RunningServer]:
             )
 
         rpc = await stack.enter_async_context(RpcServer(config.server, tokens, metrics, on_refusal=refused))
-        rpc.serve(
-            sandbox_pb2_grpc.add_SandboxServicer_to_server, SandboxServicer(executor, catalog, audit, ceiling)
-        )
-        rpc.serve(
-            system_pb2_grpc.add_SystemServicer_to_server, SystemServicer(pool, audit, rpc.executions, tokens)
-        )
+        serve_sandbox(rpc, SandboxServicer(executor, catalog, audit, ceiling))
+        serve_system(rpc, SystemServicer(pool, audit, rpc.executions, tokens))
         await rpc.start()
         for service in _SERVED:
             rpc.health.set(service, serving=True)

@@ -1,4 +1,4 @@
-"""A real ``clawbox serve`` in a process of its own, as a user would start it, for tests that need the whole."""
+"""A real ``clawbox serve`` in a process of its own, as a user would start it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 CLAWBOX = Path(sys.executable).with_name("clawbox")
 
