@@ -77,7 +77,9 @@ class Failure:
 
 
 def describe(error: Exception) -> Failure:
-    """What to say about an exception that ended a command."""
+    """What to say about an exception that ended a command; of a group, about the first in it."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
     if isinstance(error, CliError):
         return Failure(error.code, error.message, error.hint)
     if isinstance(error, typer.Abort):
@@ -144,12 +146,13 @@ def _describe_call(error: clawbox_client.ClawboxError) -> Failure:
     message = error.message
     if code is ExitCode.UNAVAILABLE and not error.reason:
         message = f"no answer: {_CAUSE.sub('', message)}"
-    if len(error.violations) > 1 or any(one.description not in message for one in error.violations):
-        shown = [
-            f"{one.field or 'the whole'}: {one.description}" for one in error.violations[:_VIOLATIONS_SHOWN]
-        ]
-        left = len(error.violations) - len(shown)
-        message = f"{message} ({'; '.join(shown)}{f'; and {left} more' if left else ''})"
+    shown = [f"{one.field or 'the whole'}: {one.description}" for one in error.violations[:_VIOLATIONS_SHOWN]]
+    if len(error.violations) > len(shown):
+        shown.append(f"and {len(error.violations) - len(shown)} more")
+    if shown and error.violations[0].description in message:
+        message = "; ".join(shown)  # which says all that the message does
+    elif shown:
+        message = f"{message} ({'; '.join(shown)})"
     if error.reason:
         message = f"{message} [{error.reason}]"
     return Failure(code, message, _call_hint(error))

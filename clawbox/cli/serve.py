@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from clawbox.cli.errors import CliError
+
 
 def mount(app: typer.Typer) -> None:
     """Adds the command."""
@@ -40,5 +42,15 @@ def serve(
     settings = load(config, overrides=overrides).config
 
     from clawbox.app import serve as serve_forever  # noqa: PLC0415 - the whole server, after what is quick to refuse
+    from clawbox.rpc.listeners import ListenError  # noqa: PLC0415
+    from clawbox.wasm.tool_files import ToolFileError  # noqa: PLC0415
 
-    serve_forever(settings)
+    try:
+        serve_forever(settings)
+    except (ListenError, ToolFileError, OSError) as error:
+        where = (
+            f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
+        )
+        raise CliError(
+            f"the server cannot start: {where}", hint="`clawbox config show` shows its settings"
+        ) from error
