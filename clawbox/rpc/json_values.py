@@ -93,7 +93,7 @@ def json_to_value(text: bytes, value: struct_pb2.Value) -> None:
         value.string_value = text.decode()
         return
     try:
-        parsed = json.loads(text, parse_int=_double, parse_float=_double)
+        parsed = _decoder.decode(text.decode())
     except _NoDoubleError:
         value.string_value = text.decode()
         return
@@ -109,6 +109,9 @@ def _double(digits: str) -> float:
     if math.isinf(number):
         raise _NoDoubleError
     return number
+
+
+_decoder = json.JSONDecoder(parse_int=_double, parse_float=_double)
 
 
 def _as_it_is(text: str) -> str:

@@ -117,19 +117,20 @@ class OutputScanner:
                 output = self._scan_json(output, tally)
             else:
                 output = self._scan_text(output, "", tally)
-        cleaned = replace(
-            result,
-            output=output,
-            message=self._scan_text(result.message.encode(), "message", tally).decode(),
-            stdout=self._scan_text(result.stdout, "stdout", tally),
-            stderr=self._scan_text(result.stderr, "stderr", tally),
-            logs=tuple(
-                self._scan_log(entry, f"logs/{number}", tally) for number, entry in enumerate(result.logs)
-            ),
+        message = self._scan_text(result.message.encode(), "message", tally)
+        stdout = self._scan_text(result.stdout, "stdout", tally)
+        stderr = self._scan_text(result.stderr, "stderr", tally)
+        logs = tuple(
+            self._scan_log(entry, f"logs/{number}", tally) for number, entry in enumerate(result.logs)
         )
+        if not tally.found:
+            return Scanned(result, form)
         if tally.blocked:
-            cleaned = _withheld(cleaned, tally.blocked)
-        return Scanned(result=cleaned, form=form, report=tally.report())
+            return Scanned(_withheld(result, tally.blocked), form, tally.report())
+        cleaned = replace(
+            result, output=output, message=message.decode(), stdout=stdout, stderr=stderr, logs=logs
+        )
+        return Scanned(cleaned, form, tally.report())
 
     def stream(self) -> EventScanner:
         """A scanner for the events of one run."""
@@ -310,9 +311,12 @@ class _Tally:
                 key = (name, action, "elsewhere")
             self._counts[key] += 1
 
+    @property
+    def found(self) -> bool:
+        """Whether there is anything to report."""
+        return bool(self._counts)
+
     def report(self) -> Report:
-        if not self._counts:
-            return Report()
         return Report(
             findings=tuple(Finding(*key, count) for key, count in self._counts.items()),
             actions_taken=tuple(
