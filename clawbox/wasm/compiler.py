@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import contextlib
 import hashlib
+import logging
 import math
 import os
 import signal
@@ -288,27 +289,34 @@ async def warm_builtin(cache_dir: Path, progress: Progress, *, folder: Path = BU
     """Compile the interpreters that ship into the cache; returns how many were compiled anew.
 
     They are this program's own, so there is no limit on time or memory. When all are there, nothing is done.
-    Raises CacheError, and ClawboxError for one that does not compile.
+    Raises CacheError, and an exception group of ClawboxErrors for those that do not compile.
     """
-    async with Compiler(cache_dir) as compiler:
-        for path in await asyncio.to_thread(lambda: sorted(folder.glob("*.wasm"))):
-            binary = await asyncio.to_thread(path.read_bytes)
-            started, before = time.monotonic(), compiler.stats.compiled
-            progress(f"{path.stem}: {len(binary) / 1e6:.1f} MB, looking in the cache")
-            ticker = asyncio.create_task(_tick(progress, path.stem, started))
-            try:
-                await compiler.compile(binary, trusted=True)
-            finally:
-                ticker.cancel()
-                await asyncio.wait([ticker])
-            how = "compiled" if compiler.stats.compiled > before else "was there"
-            progress(f"{path.stem}: {how} ({time.monotonic() - started:.1f} s)")
-        return compiler.stats.compiled
+    paths = await asyncio.to_thread(lambda: sorted(folder.glob("*.wasm")))
+    async with Compiler(cache_dir) as compiler, asyncio.TaskGroup() as group:
+        for path in paths:
+            group.create_task(_warm(compiler, path, progress))
+    return compiler.stats.compiled
+
+
+async def _warm(compiler: Compiler, path: Path, progress: Progress) -> None:
+    started = time.monotonic()
+    binary = await asyncio.to_thread(path.read_bytes)
+    if await compiler.find(binary) is not None:
+        progress(f"{path.stem}: compiled already")
+        return
+    progress(f"{path.stem}: compiling {len(binary) / 1e6:.1f} MB, once")
+    ticker = asyncio.create_task(_tick(progress, path.stem, started))
+    try:
+        await compiler.compile(binary, trusted=True)
+    finally:
+        ticker.cancel()
+        await asyncio.wait([ticker])
+    progress(f"{path.stem}: compiled in {time.monotonic() - started:.1f} s")
 
 
 async def _tick(progress: Progress, name: str, started: float) -> None:
     while True:
-        await asyncio.sleep(2)
+        await asyncio.sleep(5)
         progress(f"{name}: compiling, {time.monotonic() - started:.0f} s so far")
 
 
@@ -319,12 +327,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cache-dir", type=Path, help="default: as the server's sandbox.cache_dir")
     options = parser.parse_args(arguments)
     cache_dir = options.cache_dir or default_cache_dir().expanduser()
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    failed = False
     try:
         asyncio.run(warm_builtin(cache_dir, lambda line: print(line, file=sys.stderr, flush=True)))  # noqa: T201
-    except (CacheError, ClawboxError) as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        return 1
-    return 0
+    except* (CacheError, ClawboxError, OSError) as errors:
+        failed = True
+        for error in errors.exceptions:
+            print(f"error: {error}", file=sys.stderr)  # noqa: T201
+    return int(failed)
 
 
 if __name__ == "__main__":
