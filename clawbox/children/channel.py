@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import Generic, TypeVar, cast, TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 import msgspec
 
@@ -127,7 +127,7 @@ class FrameProtocol(asyncio.Protocol, Generic[Message]):
         except (FrameError, msgspec.DecodeError) as error:
             self._break(error if isinstance(error, FrameError) else FrameError(str(error)))
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """The child closed its end, or it died (asyncio)."""
         self._break(None)
 

@@ -10,10 +10,13 @@ import os
 import platform
 import resource
 import signal
-from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from clawbox.children import linux, seccomp
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 MAX_DESCRIPTORS = 128
 MAX_THREADS = 32

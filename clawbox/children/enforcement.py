@@ -6,9 +6,12 @@ import errno
 import os
 import platform
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from clawbox.children import linux, seccomp
-from clawbox.children.kind import ForkServerStatus
+
+if TYPE_CHECKING:
+    from clawbox.children.kind import ForkServerStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +53,14 @@ def probe(status: ForkServerStatus | None) -> tuple[Enforcement, ...]:
         Enforcement(
             "worker_seccomp",
             not no_filter,
-            no_filter or "no call that opens a path, creates a socket, starts a program or names a process",
+            no_filter or "no call opens a path, makes a socket, starts a program or names a process",
         ),
         Enforcement(
             "worker_own_uid",
             own_uids,
             "each worker has a uid of its own"
             if own_uids
-            else "workers share the server's uid, not dumpable and without a call that names another process; "
+            else "workers share the server's uid, not dumpable and without a call that names another one; "
             "run the server as root to give each its own",
         ),
         Enforcement(
@@ -65,12 +68,18 @@ def probe(status: ForkServerStatus | None) -> tuple[Enforcement, ...]:
             not network,
             f"{network}: {no_socket}" if network else "an empty network namespace, without even loopback",
         ),
-        Enforcement("worker_ipc_namespace", not ipc, ipc and f"{ipc}: the system call filter stands in for it"),
+        Enforcement(
+            "worker_ipc_namespace", not ipc, ipc and f"{ipc}: the system call filter stands in for it"
+        ),
         Enforcement(
             "worker_empty_root",
             not root,
-            f"{root}: the system call filter stands in for it" if root else "the root is an empty, deleted directory",
+            f"{root}: the system call filter stands in for it" if root else "an empty, deleted directory",
         ),
-        Enforcement("worker_no_privileges", True, "no capability, no_new_privs, not dumpable, no core dumps"),
-        Enforcement("worker_memory_limit", True, "RLIMIT_DATA, set for each call"),
+        Enforcement(
+            "worker_no_privileges",
+            in_force=True,
+            detail="no capability, no_new_privs, not dumpable, no core dumps",
+        ),
+        Enforcement("worker_memory_limit", in_force=True, detail="RLIMIT_DATA, set for each call"),
     )

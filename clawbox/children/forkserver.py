@@ -1,7 +1,7 @@
 """The process that forks children of one kind: ``python -I -m clawbox.children.forkserver MODULE:OBJECT``.
 
-Started by :class:`clawbox.children.launcher.Launcher` with an empty environment and one descriptor, whose number
-is the second argument.
+Started by :class:`clawbox.children.launcher.Launcher` with an empty environment and one descriptor, whose
+number is the second argument.
 It is trusted, never runs what a child runs, and has one thread, so that forking it is safe. It opens a
 pidfd for each child before it can possibly reap it: a process id that is handed out later could name another
 process by then. When control is gone it ends, and the kernel ends its children (PR_SET_PDEATHSIG).
@@ -164,7 +164,7 @@ def _empty_root() -> tuple[int | None, str]:
         return None, "changing the root needs CAP_SYS_CHROOT"
     path = tempfile.mkdtemp(prefix="clawbox-empty-")
     try:
-        os.chmod(path, 0o555)  # noqa: PTH101 - nothing is in it, and every child must be able to enter
+        os.chmod(path, 0o555)  # noqa: S103, PTH101 - nothing is in it, and every child enters it
         return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), ""
     finally:
         os.rmdir(path)  # noqa: PTH106

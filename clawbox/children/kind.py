@@ -12,16 +12,19 @@ class LoadError(Exception):
 
 
 class Kind(Protocol):
-    """An importable object; ``preload`` and ``load`` run in the forkserver, which is trusted, ``main`` in each child."""
+    """An importable object.
+
+    ``preload`` and ``load`` run in the forkserver, which is trusted, the rest in each child.
+    """
 
     name: str
     """What ``ps`` shows, at most 15 bytes."""
 
     def preload(self) -> None:
-        """Import and prepare everything that a child will ever need: it can open no file. Called once."""
+        """Import and prepare everything that a child will ever need, for it can open no file. Called once."""
 
     def load(self, key: str, spec: bytes) -> None:
-        """Make something available to children that are forked from now on. Raises :class:`LoadError`."""
+        """Have children forked from now on know something. Raises :class:`LoadError`."""
 
     def loaded(self) -> tuple[str, ...]:
         """The keys of what is loaded now. A kind may have forgotten what was loaded long ago."""
@@ -29,14 +32,15 @@ class Kind(Protocol):
     def open_own(self) -> tuple[int, ...]:
         """Open what the child needs of its own; called in the child just before it is confined.
 
-        Returns descriptors, which stay open."""
+        Returns descriptors, which stay open.
+        """
 
     def main(self, channel: int) -> None:
-        """The child's work: speak over the descriptor ``channel`` until it ends. The child is confined already."""
+        """Do the child's work: speak over the descriptor ``channel`` until it ends. It is confined."""
 
 
 class ForkServerStatus(msgspec.Struct, frozen=True):
-    """What a forkserver could give its children; each text is empty when it is in force, else says why not."""
+    """What a forkserver could give its children: each text is empty, or says why it could not."""
 
     network_namespace: str
     ipc_namespace: str

@@ -1,4 +1,4 @@
-"""Control's side of a forkserver: keeps one running, asks it for children, and holds each child by its pidfd."""
+"""Control's side of a forkserver: keeps one running, asks it for children, holds each child by its pidfd."""
 
 from __future__ import annotations
 
@@ -10,13 +10,10 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
-from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
-from clawbox.children.kind import ForkServerStatus
 from clawbox.children.requests import (
     MAX_PACKET_BYTES,
     Exited,
@@ -28,6 +25,12 @@ from clawbox.children.requests import (
     Reply,
 )
 from clawbox.children.uids import UidRange, UidsExhaustedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from clawbox.children.kind import ForkServerStatus
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +59,7 @@ class LoadFailedError(Exception):
 
 
 class Child:
-    """A process that a forkserver made. It is held by its pidfd, so a signal can never reach another process."""
+    """A process that a forkserver made, held by its pidfd, so that a signal never reaches another."""
 
     def __init__(self, pid: int, pidfd: int, loaded: frozenset[str]) -> None:
         self.pid = pid
@@ -201,7 +204,7 @@ class Launcher:
             # If it is forked after all, it is killed as soon as it is known (see _forked).
             ours.close()
             raise
-        ours.setblocking(False)  # noqa: FBT003 - the standard library's own signature
+        ours.setblocking(False)  # noqa: FBT003
         return child, ours
 
     def _number(self) -> int:
@@ -254,7 +257,7 @@ class Launcher:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)  # noqa: FBT003
         with ours, theirs:
-            process = subprocess.Popen(  # noqa: ASYNC220 - it returns once the program is executed
+            process = subprocess.Popen(  # noqa: ASYNC220 - it returns once the program runs
                 command(self._kind, theirs.fileno()),
                 env={},
                 cwd="/",
@@ -276,7 +279,7 @@ class Launcher:
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
                 os.close(pidfd)
-                status = process.wait()  # noqa: ASYNC222 - it was killed, or is a zombie already
+                status = process.wait()
                 self._forget()
         return status
 

@@ -41,7 +41,7 @@ def _check(result: int, call: str) -> int:
 
 
 def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 0) -> int:
-    """prctl(2)."""
+    """Change something about this process, as prctl says."""
     arguments = (ctypes.c_ulong(value) for value in (arg2, arg3, arg4, arg5))
     return _check(_libc.prctl(ctypes.c_int(option), *arguments), f"prctl({option})")
 
@@ -53,7 +53,7 @@ def set_process_name(name: str) -> None:
 
 
 def unshare(flags: int) -> None:
-    """unshare(2)."""
+    """Leave namespaces for new, empty ones."""
     _check(_libc.unshare(ctypes.c_int(flags)), "unshare")
 
 

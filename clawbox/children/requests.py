@@ -1,11 +1,14 @@
-"""What control asks of a forkserver and what it answers: one msgpack message in each packet of a SOCK_SEQPACKET
-pair, descriptors beside it. The forkserver is trusted, but types are declared here as everywhere."""
+"""What control asks of a forkserver and what it answers.
+
+One msgpack message in each packet of a SOCK_SEQPACKET pair, descriptors beside it. The forkserver is trusted,
+but types are declared here as everywhere.
+"""
 
 from __future__ import annotations
 
 import msgspec
 
-from clawbox.children.kind import ForkServerStatus
+from clawbox.children.kind import ForkServerStatus  # noqa: TC001 - msgspec reads the types
 
 MAX_PACKET_BYTES = 128 << 10
 

@@ -11,11 +11,13 @@ import ctypes
 import enum
 import errno
 import struct
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from clawbox.children import linux
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _ALLOW: Final = 0x7FFF_0000
 _KILL_PROCESS: Final = 0x8000_0000
@@ -131,7 +133,7 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A call that is allowed where every condition holds, and answered with ``otherwise`` where one does not."""
+    """A call that is allowed where every condition holds, and answered with ``otherwise`` elsewhere."""
 
     call: str
     conditions: tuple[Condition, ...] = ()
@@ -208,7 +210,7 @@ def build(architecture: Architecture, rules: Iterable[Rule]) -> bytes:
 
 
 def install(program: bytes) -> None:
-    """Put the calling process under ``program`` for ever. It must be single-threaded and have no_new_privs set."""
+    """Put the calling process, which has one thread and no_new_privs set, under ``program`` for ever."""
     code = ctypes.create_string_buffer(program, len(program))
     # struct sock_fprog: a count, padding, a pointer.
     header = ctypes.create_string_buffer(struct.pack("@HP", len(program) // 8, ctypes.addressof(code)))

@@ -10,7 +10,7 @@ class UidsExhaustedError(Exception):
 
 
 class UidRange:
-    """Hands out each id to one living child at a time; an id comes back last in line when its child is dead."""
+    """Hands out each id to one living child at a time; it comes back last in line when the child is dead."""
 
     def __init__(self, first: int, count: int) -> None:
         self._free = deque(range(first, first + count))

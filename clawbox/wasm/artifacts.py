@@ -1,4 +1,4 @@
-"""Compiled tools as the forkserver holds them: loaded once, linked once, shared with every worker forked after.
+"""Compiled tools as the forkserver holds them: loaded and linked once, shared with every worker after.
 
 Loading trusts the file, so only files of the server's own cache come here (threats.md, 91).
 """
@@ -8,17 +8,19 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import wasmtime
 from wasmtime import component
 
 from clawbox.children.kind import LoadError
-from clawbox.wasm.host import Host
 from clawbox.wasm.model import Abi
 
+if TYPE_CHECKING:
+    from clawbox.wasm.host import Host
+
 MAX_ARTIFACTS: Final = 48
-"""Each holds a descriptor that every worker inherits, and address space; the least recently loaded goes first."""
+"""Each holds a descriptor that every worker inherits, and address space; the longest unused goes first."""
 
 _COMMAND_EXPORT: Final = "wasi:cli/run@"
 
@@ -80,13 +82,11 @@ class Artifacts:
                 self._modules.instantiate_pre(wasmtime.Module.deserialize_file(self.engine, path))
             )
         code = component.Component.deserialize_file(self.engine, path)
-        if abi is Abi.COMPONENT:
-            run = code.get_export_index("run")
-        else:
-            run = _command_export(code, self.engine)
+        is_command = abi is Abi.COMMAND_COMPONENT
+        run = _command_export(code, self.engine) if is_command else code.get_export_index("run")
         if run is None:
             raise LoadError("the component exports no run function")
-        return ToolComponent(code, run, is_command=abi is Abi.COMMAND_COMPONENT)
+        return ToolComponent(code, run, is_command=is_command)
 
 
 def _command_export(code: component.Component, engine: wasmtime.Engine) -> component.ExportIndex | None:

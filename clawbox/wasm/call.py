@@ -1,4 +1,4 @@
-"""Control's record of one run: what arrived from the worker, counted against the run's own limits, and the result.
+"""Control's record of one run: what arrived from the worker, counted against its limits, and the result.
 
 A worker may be in the hands of what it runs, so nothing that it says is believed beyond those limits.
 """
@@ -152,7 +152,7 @@ class Call:
         if self._on_event is not None:
             try:
                 self._on_event(event)
-            except Exception:
+            except Exception:  # noqa: BLE001 - it is logged, and must not end the worker
                 _log.exception("what watches a run of %s failed; it is told no more", self.run.code.name)
                 self._on_event = None
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import threading
 import time
-from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from clawbox.wasm.messages import Logged, Written, Wrote
 from clawbox.wasm.model import Level, Limits, OutputStream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 STREAM_GAP_SECONDS: Final = 0.005
 """A streamed run that writes in small pieces sends a message at most so often …"""
@@ -18,7 +20,7 @@ STREAM_BYTES: Final = 16 << 10
 
 
 class Capture:
-    """Collects the output of one run. Written by the thread that runs the guest, flushed by the timer's too."""
+    """Collects the output of one run: written by the guest's thread, flushed by that and the clock's."""
 
     def __init__(
         self,

@@ -10,19 +10,21 @@ import ctypes
 import json
 from ctypes import byref
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import wasmtime
 from wasmtime import _ffi as ffi
 from wasmtime import component
 
 from clawbox.wasm.artifacts import Artifact, Artifacts, CommandModule
-from clawbox.wasm.capture import Capture
 from clawbox.wasm.messages import MAX_MESSAGE_CHARS
 from clawbox.wasm.model import Limits, Outcome
 
+if TYPE_CHECKING:
+    from clawbox.wasm.capture import Capture
+
 PREPARATION_FUEL: Final = 200_000
-"""What an instance may use before its call is there: enough for an interpreter's start function, under 1 ms."""
+"""What an instance may use before its call is there: enough for an interpreter's start."""
 
 _MAX_TABLES: Final = 64
 _BACKTRACE_CHARS: Final = 2048
@@ -49,11 +51,11 @@ class Pipes:
         self.capture: Capture | None = None
 
     def stdout(self, data: bytes) -> int:
-        """wasmtime's call-back for stdout."""
+        """Take the call-back of wasmtime for stdout."""
         return self.capture.stdout(data) if self.capture is not None else len(data)
 
     def stderr(self, data: bytes) -> int:
-        """wasmtime's call-back for stderr."""
+        """Take the call-back of wasmtime for stderr."""
         return self.capture.stderr(data) if self.capture is not None else len(data)
 
 

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import ctypes
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import wasmtime
 from wasmtime import component
 
 from clawbox.wasm.model import Level
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 MAX_REQUEST_BYTES: Final = 4 << 20
 """Largest request of one ``host_call``."""
@@ -143,7 +145,7 @@ def level_named(name: str) -> Level:
 
 
 def answer(session: Session, request: bytes) -> bytes | None:
-    """The reply to one JSON request of a core module, as JSON; None where the call itself is malformed (−1)."""
+    """The JSON reply to one JSON request of a core module; None where the call itself is malformed."""
     try:
         text = request.decode("utf-8")
     except UnicodeDecodeError:

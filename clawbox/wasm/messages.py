@@ -9,7 +9,14 @@ from __future__ import annotations
 
 import msgspec
 
-from clawbox.wasm.model import Abi, Level, Limits, Outcome, OutputStream, Violation
+from clawbox.wasm.model import (  # noqa: TC001 - msgspec reads the types
+    Abi,
+    Level,
+    Limits,
+    Outcome,
+    OutputStream,
+    Violation,
+)
 
 MAX_CONTROL_FRAME_BYTES = 80 << 20
 """Largest frame that a worker accepts: parameters of the largest gRPC message and two schemas, amply."""
@@ -83,6 +90,8 @@ class Done(msgspec.Struct, frozen=True, tag="done", array_like=True):
     """It did not end by itself: this worker serves no further run."""
     bloated: bool
     """The worker kept memory that it should have given back."""
+    prepares: bool
+    """The worker makes the next instance now, and says Prepared when it is done."""
     fuel_consumed: int
     peak_memory_bytes: int
     host_calls: int

@@ -11,10 +11,8 @@ import contextlib
 import logging
 import os
 from collections import OrderedDict, deque
-from collections.abc import Coroutine
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Final, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeVar
 
 import msgspec
 
@@ -27,7 +25,6 @@ from clawbox.children.launcher import (
     Launcher,
     LoadFailedError,
 )
-from clawbox.children.uids import UidRange
 from clawbox.errors import ClawboxError, Reason
 from clawbox.wasm.call import Call
 from clawbox.wasm.messages import (
@@ -43,6 +40,12 @@ from clawbox.wasm.messages import (
     frame_limit,
 )
 from clawbox.wasm.model import InvalidInputError, OnEvent, Outcome, Run, RunResult, ToolCode
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from types import TracebackType
+
+    from clawbox.children.uids import UidRange
 
 _log = logging.getLogger(__name__)
 
@@ -367,7 +370,7 @@ class WorkerPool:
         try:
             await self._launcher.load(code.digest, _encoder.encode(ArtifactSpec(code.abi, code.artifact)))
         except LoadFailedError as error:
-            _log.error("the compiled code of tool %s cannot be loaded: %s", code.name, error)  # noqa: TRY400
+            _log.error("the compiled code of tool %s cannot be loaded: %s", code.name, error)
             failure = ClawboxError(
                 Reason.SANDBOX_UNAVAILABLE,
                 "the compiled code of tool {tool} cannot be loaded",
@@ -379,6 +382,8 @@ class WorkerPool:
             failure = _unavailable(str(error), error.retry_after)
         except ChildrenUnavailableError as error:
             failure = self._pause(str(error), error.retry_after)
+        except OSError as error:
+            failure = self._pause(str(error), 1.0)
         finally:
             del self._loading[code.digest]
             self._dispatch()
@@ -393,6 +398,8 @@ class WorkerPool:
             pass  # the launcher starts another, and the next worker waits for it
         except ChildrenUnavailableError as error:
             self._pause(str(error), error.retry_after)
+        except OSError as error:  # out of descriptors; or not ready in time
+            self._pause(str(error) or "a worker was not ready in time", 1.0)
         finally:
             self._starting -= 1
             self._dispatch()
@@ -428,7 +435,7 @@ class WorkerPool:
                 result = call.finish(message, self._loop.time())
                 self._released(worker, call)
                 well = result.outcome in _ENDED_WELL and not message.trapped and not message.bloated
-                self._rest(worker, prepares=True) if well else self._retire(worker)
+                self._rest(worker, prepares=message.prepares) if well else self._retire(worker)
                 call.resolve(result)
                 self._start_failures = 0
                 self._dispatch_if_waiting()

@@ -1,23 +1,26 @@
 """Checks JSON against a tool's schemas, inside a worker: a pattern can take seconds (wasm.md).
 
-References are looked up in an empty registry: a ``$ref`` to elsewhere fails and fetches nothing. ``format`` is
-an annotation, as JSON Schema 2020-12 has it.
+References are looked up in an empty registry: a ``$ref`` to elsewhere fails and fetches nothing. ``format``
+is an annotation, as JSON Schema 2020-12 has it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from functools import lru_cache
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jsonschema
 import referencing.exceptions
-from jsonschema.protocols import Validator
 from referencing import Registry
 
 from clawbox.wasm.model import Violation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from jsonschema.protocols import Validator
 
 _MAX_TEXT = 300
 
@@ -30,7 +33,7 @@ def _validator(schema: bytes) -> Validator:
 
 
 def violations(schema: bytes, value: Any, most: int) -> tuple[Violation, ...]:
-    """The first ``most`` ways in which ``value`` breaks ``schema`` (JSON text that is a schema); none if it is valid."""
+    """The first ``most`` ways in which ``value`` breaks ``schema``, a JSON text; none if it is valid."""
     try:
         return tuple(islice(_errors(_validator(schema), value), most))
     except referencing.exceptions.Unresolvable as error:

@@ -41,7 +41,7 @@ from clawbox.wasm.model import Limits, Outcome, OutputStream
 
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 _DATA_ALLOWANCE: Final = 64 << 20
-"""Memory of a worker beside what the guest holds: the host's copies of small inputs and outputs, thread stacks."""
+"""Memory of a worker beside what the guest holds: copies of small inputs and outputs, thread stacks."""
 _HOST_COPIES: Final = 3
 """How often what a guest returns exists outside of it for a moment, while it is lifted and checked."""
 _BLOAT: Final = 16 << 20
@@ -112,7 +112,9 @@ class _Memory:
 class _Prepared:
     """An instance that stands ready for the next run of the same tool with the same limits."""
 
-    def __init__(self, digest: str, limits: Limits, guest: Guest, function: component.Func, base: int) -> None:
+    def __init__(
+        self, digest: str, limits: Limits, guest: Guest, function: component.Func, base: int
+    ) -> None:
         self.key = (digest, limits)
         self.guest = guest
         self.function = function
@@ -151,7 +153,7 @@ class _Worker:
                 frame = self._channel.receive()
                 done = self._run(frame)
                 self._channel.send(done)
-                if isinstance(done, Done) and not done.trapped and not done.bloated:
+                if isinstance(done, Done) and done.prepares:
                     self._prepare(frame)
                     self._channel.send(Prepared())
             except ChannelClosedError:
@@ -191,14 +193,16 @@ class _Worker:
             else:
                 guest = Guest(self._artifacts, artifact, limits, limits.fuel)
             try:
-                ended = self._call(guest, artifact, frame, prepared, capture, session)
+                ended = self._call(guest, artifact, frame, prepared, capture=capture, session=session)
                 left = guest.fuel_left()
                 spent = limits.fuel - left
                 peak = guest.memory_bytes() or max(self._memory.data_bytes() - base, 0)
             finally:
                 self._host.session = None
                 guest.close()
-            ended = _conclude(ended, limits, capture, session, left, peak, expired=self._clock.expired)
+            ended = _conclude(
+                ended, limits, capture, session, left=left, peak=peak, expired=self._clock.expired
+            )
             ended = _checked(ended, frame, capture)
             bloated = self._memory.data_bytes() - self._memory_at_start > _BLOAT
         except MemoryError:
@@ -220,6 +224,7 @@ class _Worker:
             exit_code=ended.exit_code,
             trapped=ended.trapped,
             bloated=bloated,
+            prepares=not ended.trapped and not bloated and self._preparable(artifact, frame.digest),
             fuel_consumed=spent,
             peak_memory_bytes=peak,
             host_calls=session.calls,
@@ -232,6 +237,7 @@ class _Worker:
         artifact: Artifact,
         frame: RunFrame,
         prepared: _Prepared | None,
+        *,
         capture: Capture,
         session: Session,
     ) -> Ended:
@@ -254,19 +260,18 @@ class _Worker:
         except (wasmtime.WasmtimeError, wasmtime.Trap) as error:
             return failed(error, instantiated=instantiated)
 
-    def _prepare(self, frame: RunFrame) -> None:
-        """Instantiate ahead what ran last. Control replaces a worker that does not come back from here soon.
+    def _preparable(self, artifact: Artifact, digest: str) -> bool:
+        """Only components that take no stdin: that is not known yet, and a core module takes microseconds."""
+        return (
+            not isinstance(artifact, CommandModule)
+            and not artifact.is_command
+            and digest not in self._unpreparable
+        )
 
-        Only components: instantiating a core module takes a few microseconds, and its stdin is not known yet.
-        """
+    def _prepare(self, frame: RunFrame) -> None:
+        """Instantiate ahead what ran last; control replaces a worker that is not back from here soon."""
         artifact = self._artifacts.get(frame.digest)
-        if (
-            artifact is None
-            or isinstance(artifact, CommandModule)
-            or artifact.is_command
-            or frame.digest in self._unpreparable
-        ):
-            return
+        assert artifact is not None
         base = self._memory.data_bytes()
         guest = Guest(self._artifacts, artifact, frame.limits, min(PREPARATION_FUEL, frame.limits.fuel))
         try:
@@ -281,7 +286,14 @@ class _Worker:
 
 
 def _conclude(
-    ended: Ended, limits: Limits, capture: Capture, session: Session, left: int, peak: int, *, expired: bool
+    ended: Ended,
+    limits: Limits,
+    capture: Capture,
+    session: Session,
+    *,
+    left: int,
+    peak: int,
+    expired: bool,
 ) -> Ended:
     """The outcome, by what this program knows about the run rather than by what the guest says."""
     if capture.overflowed:
@@ -337,6 +349,7 @@ class WorkerKind:
         self._memory: _Memory | None = None
 
     def preload(self) -> None:
+        """Import, warm up, and make the engine and the linkers."""
         # WASI's timers run on a pool of threads, as many as the machine has cores unless this says otherwise.
         os.environ["TOKIO_WORKER_THREADS"] = "1"
         schema.warm_up()
@@ -346,17 +359,21 @@ class WorkerKind:
         self._specs = msgspec.msgpack.Decoder(ArtifactSpec)
 
     def load(self, key: str, spec: bytes) -> None:
+        """Load a compiled tool: ``spec`` is an :class:`ArtifactSpec`."""
         artifact = self._specs.decode(spec)
         self._artifacts.load(key, artifact.abi, artifact.path)
 
     def loaded(self) -> tuple[str, ...]:
+        """The digests of what is loaded."""
         return self._artifacts.digests()
 
     def open_own(self) -> tuple[int, ...]:
+        """Open the file in which the kernel says how much memory this process has."""
         self._memory = _Memory()
         return (self._memory.descriptor,)
 
     def main(self, channel: int) -> None:
+        """Run what control sends."""
         assert self._memory is not None
         _Worker(self._engine, self._artifacts, self._host, channel, self._memory).serve()
 

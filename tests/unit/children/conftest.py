@@ -25,7 +25,10 @@ class Probe:
         self.broken = asyncio.get_running_loop().create_future()
         self._answers = asyncio.Queue()
         self.protocol = FrameProtocol(
-            msgspec.msgpack.Decoder(Answer), self._answers.put_nowait, self.broken.set_result, max_bytes=1 << 16
+            msgspec.msgpack.Decoder(Answer),
+            self._answers.put_nowait,
+            self.broken.set_result,
+            max_bytes=1 << 16,
         )
 
     @classmethod

@@ -109,7 +109,11 @@ class ProbeKind:
             case "environment":
                 return sorted(os.environ)
             case "descriptors":
-                return [number for number in range(256) if _attempt(lambda n=number: os.get_inheritable(n)) in {0, 1}]
+                return [
+                    number
+                    for number in range(256)
+                    if _attempt(lambda n=number: os.get_inheritable(n)) in {0, 1}
+                ]
             case "own_descriptors":
                 return sorted({0, 1, 2, channel, self._status, self._net})
             case "socket":
@@ -141,7 +145,9 @@ class ProbeKind:
             case "int80":
                 os.kill  # noqa: B018
                 code = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-                return _attempt(lambda: _libc.mprotect(ctypes.addressof(ctypes.c_char.from_buffer(code)), 4096, 5))
+                return _attempt(
+                    lambda: _libc.mprotect(ctypes.addressof(ctypes.c_char.from_buffer(code)), 4096, 5)
+                )
             case "exit":
                 os._exit(argument)
             case "garbage":

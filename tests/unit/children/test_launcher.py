@@ -137,5 +137,3 @@ def test_an_id_is_given_again_only_after_it_came_back():
         uids.take()
     uids.give_back(10)
     assert uids.take() == 10
-
-

@@ -1,0 +1,100 @@
+"""Control does not believe a worker beyond the limits of the run."""
+
+import pytest
+
+from clawbox.children.channel import FrameError
+from clawbox.wasm.call import Call
+from clawbox.wasm.messages import Done, Logged, Written
+from clawbox.wasm.model import Abi, Level, Limits, Outcome, OutputStream, Run, ToolCode
+
+LIMITS = Limits(
+    timeout_ms=1000, fuel=1, memory_bytes=1, stdout_bytes=10, stderr_bytes=5, log_bytes=6, host_calls=2
+)
+CODE = ToolCode("t", "d" * 64, Abi.COMMAND_MODULE, "/artifact", table_elements=20_000)
+
+
+@pytest.fixture
+async def call():
+    made = Call(Run(CODE, "alice", b"{}", LIMITS), None, now=0.0)
+    made.started_at = 1.0
+    return made
+
+
+def done(**changes):
+    fields = {
+        "outcome": Outcome.OK,
+        "message": "",
+        "output": None,
+        "written": [],
+        "logged": [],
+        "truncated": [],
+        "exit_code": 0,
+        "trapped": False,
+        "bloated": False,
+        "prepares": False,
+        "fuel_consumed": 1,
+        "peak_memory_bytes": 1,
+        "host_calls": 0,
+        "duration_us": 5,
+    }
+    return Done(**(fields | changes))
+
+
+def out(data, stream=OutputStream.STDOUT):
+    return Written(stream, data)
+
+
+async def test_pieces_become_the_output(call):
+    call.take([out(b"abc"), out(b"E", OutputStream.STDERR)], [Logged(Level.INFO, "l", 3)], 1.0)
+    result = call.finish(done(written=[out(b"def")]), 2.0)
+    assert (b"abcdef", b"", b"E", 1_000_000) == (
+        result.output,
+        result.stdout,
+        result.stderr,
+        result.queued_us,
+    )
+    assert ["l"] == [entry.message for entry in result.logs]
+
+
+@pytest.mark.parametrize(
+    ("written", "logged"),
+    [
+        ([out(b"x" * 11)], []),
+        ([out(b"x" * 6, OutputStream.STDERR)], []),
+        ([out(b"x", OutputStream.LOG)], []),
+        ([], [Logged(Level.INFO, "1234567", 0)]),
+        ([], [Logged(Level.INFO, "", 0)] * 3),
+    ],
+)
+async def test_more_than_a_run_may_write_is_a_broken_protocol(call, written, logged):
+    with pytest.raises(FrameError):
+        call.take(written, logged, 1.0)
+
+
+async def test_a_flood_of_messages_is_a_broken_protocol(call):
+    with pytest.raises(FrameError):
+        for _ in range(2000):
+            call.take([], [], 1.0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"output": b"x" * 11},
+        {"outcome": Outcome.CANCELLED},
+        {"outcome": Outcome.BLOCKED},
+        {"written": [out(b"x" * 11)]},
+    ],
+)
+async def test_a_result_beyond_the_limits_is_a_broken_protocol(call, changes):
+    with pytest.raises(FrameError):
+        call.finish(done(**changes), 2.0)
+
+
+async def test_numbers_and_texts_are_bounded(call):
+    result = call.finish(done(message="m" * 9999, fuel_consumed=1 << 63, host_calls=-4), 2.0)
+    assert (4096, (1 << 63) - 1, 0) == (len(result.message), result.fuel_consumed, result.host_calls)
+
+
+async def test_the_tools_table_size_goes_to_the_worker(call):
+    assert call.frame().limits.table_elements == 20_000
