@@ -225,8 +225,8 @@ def test_a_folder_below_one_that_everyone_can_write_is_refused(tmp_path):
         ArtifactCache(shared / "cache").open()
 
 
-def test_what_nobody_loaded_for_a_month_goes(cache, folder):
-    old = time.time() - 31 * 86400
+def test_what_nobody_loaded_for_a_year_goes(cache, folder):
+    old = time.time() - 366 * 86400
     for path in folder.glob("*.*"):
         os.utime(path, (old, old))
     stray = folder / "notes.txt"

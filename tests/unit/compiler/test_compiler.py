@@ -14,6 +14,8 @@ from wasmtime import component
 from clawbox.errors import ClawboxError, Code, Reason
 from clawbox.wasm.compiler import Compiler, warm_builtin
 from clawbox.wasm.engine import new_engine
+from clawbox.wasm.host import Host
+from clawbox.wasm.interface import check_module
 from clawbox.wasm.model import Abi
 from tests.unit.compiler.conftest import COMMAND, bomb, command, wasm
 
@@ -80,6 +82,17 @@ async def refusal(compiler: Compiler, binary: bytes) -> ClawboxError:
     with pytest.raises(ClawboxError) as refused:
         await compiler.compile(binary)
     return refused.value
+
+
+def test_the_worker_links_what_the_compiler_lets_through():
+    text = "".join(
+        f'(import "clawbox" "{name}" (func (param {"i32 " * count}) (result i32)))'
+        for name, count in (("host_call", 4), ("host_call_read", 3))
+    )
+    engine = new_engine()
+    module = wasmtime.Module(engine, wasm(f"(module {text} {_MEMORY} {_START})"))
+    assert check_module(engine, module) is Abi.COMMAND_MODULE
+    Host().core_linker(engine).instantiate_pre(module)
 
 
 async def test_what_comes_back_runs(compiler):
@@ -183,6 +196,7 @@ _START = '(func (export "_start"))'
     ],
 )
 async def test_what_cannot_run_is_refused_with_what_is_wrong(compiler, binary, says):
+    """One memory, and no memory64, are threats.md, 92."""
     error = await refusal(compiler, binary)
     assert (error.reason, error.code) == (Reason.INVALID_MODULE, Code.INVALID_ARGUMENT)
     assert says in error.message
@@ -190,6 +204,7 @@ async def test_what_cannot_run_is_refused_with_what_is_wrong(compiler, binary, s
 
 
 async def test_a_module_that_takes_too_long_to_compile_is_stopped(tmp_path):
+    """threats.md, 90."""
     async with Compiler(tmp_path / "cache", timeout_ms=500, memory_bytes=4 << 30) as compiler:
         error = await refusal(compiler, bomb(functions=100, locals_=1000, blocks=1000))
     assert (error.reason, error.code) == (Reason.COMPILE_LIMIT, Code.RESOURCE_EXHAUSTED)
@@ -198,6 +213,7 @@ async def test_a_module_that_takes_too_long_to_compile_is_stopped(tmp_path):
 
 
 async def test_a_module_that_takes_too_much_memory_to_compile_is_stopped(compiler):
+    """threats.md, 90: less than 64 KB of module."""
     binary = bomb(functions=1, locals_=4000, blocks=4000)
     assert len(binary) < 64 << 10
     error = await refusal(compiler, binary)
@@ -213,6 +229,7 @@ async def test_an_upload_has_less_time_than_the_servers_own_files(tmp_path):
 
 
 async def test_the_compile_process_has_no_privileges(compiler):
+    """threats.md, 90."""
     slow = asyncio.create_task(compiler.compile(bomb(functions=100, locals_=1000, blocks=1000)))
     status = await one_child(confined=True)
     pid = int(status["Pid"])
