@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import wasmtime
@@ -14,6 +14,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from benchmarks.echo import ECHO_WAT
 from benchmarks.harness import Server, Spread
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 PRINT = sandbox_pb2.ExecuteRequest(tool="python", params_json='{"code": "print(1+1)"}')
 JAVASCRIPT = sandbox_pb2.ExecuteRequest(tool="javascript", params_json='{"code": "console.log(1+1)"}')
 ECHO = sandbox_pb2.ExecuteRequest(tool="bench-echo", params_json='{"message": "hello"}')
@@ -22,7 +25,7 @@ ECHO = sandbox_pb2.ExecuteRequest(tool="bench-echo", params_json='{"message": "h
 def _timed(call: Callable[[], object], seconds: float, least: int) -> Spread:
     for _ in range(20):
         call()
-    samples = []
+    samples: list[float] = []
     deadline = time.perf_counter() + seconds
     while time.perf_counter() < deadline or len(samples) < least:
         began = time.perf_counter()
@@ -47,10 +50,10 @@ def _metadata(server: Server) -> tuple[tuple[str, str], ...]:
 
 
 def latencies(server: Server, seconds: float) -> dict[str, Spread]:
-    """One client, one call at a time; the kinds of call take turns, so that the machine's moods hit all alike."""
+    """One client, one call at a time: the spread of each kind of call."""
     metadata = _metadata(server)
     with grpc.insecure_channel(server.address) as channel:
-        health = health_pb2_grpc.HealthStub(channel)
+        health: Any = health_pb2_grpc.HealthStub(channel)  # its stubs leave out the methods
         sandbox = sandbox_pb2_grpc.SandboxStub(channel)
 
         def execute(request: sandbox_pb2.ExecuteRequest) -> None:

@@ -12,12 +12,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from clawbox_client import SyncClient
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 BIN = Path(sys.executable).parent
 
@@ -98,15 +100,8 @@ def server(folder: Path, **environment: str) -> Iterator[Server]:
 
 def _wait_until_serving(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
     deadline = time.monotonic() + 60
-    with grpc.insecure_channel(address, [("grpc.initial_reconnect_backoff_ms", 20), ("grpc.max_reconnect_backoff_ms", 50)]) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
-        while True:
-            try:
-                reply = stub.Check(health_pb2.HealthCheckRequest(), timeout=1)
-                if reply.status == health_pb2.HealthCheckResponse.SERVING:
-                    return
-            except grpc.RpcError:
-                pass
+    with SyncClient(address) as client:
+        while not client.is_serving("clawbox.v1.Sandbox"):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"the server did not come up:\n{log.read_text()}")
             time.sleep(0.01)

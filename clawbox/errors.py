@@ -8,9 +8,11 @@ template over its metadata, so that a client finds every value the message menti
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 DOMAIN = "clawbox.dev"
 """``google.rpc.ErrorInfo.domain`` of every error."""
@@ -134,11 +136,13 @@ class Reason(enum.Enum):
     )
     INVALID_UPLOAD = _Spec(
         Code.INVALID_ARGUMENT,
-        "The messages of an upload are out of order, too few, too many, or do not match the stated size or digest.",
+        "The messages of an upload are out of order, or do not match the stated size or digest.",
         "Send `start` once, then exactly `size_bytes` bytes.",
     )
     INVALID_PAGE_TOKEN = _Spec(
-        Code.INVALID_ARGUMENT, "The page token is not one that this method returned.", "Start at the first page."
+        Code.INVALID_ARGUMENT,
+        "The page token is not one that this method returned.",
+        "Start at the first page.",
     )
     WRONG_STATE = _Spec(
         Code.FAILED_PRECONDITION,
@@ -203,7 +207,7 @@ class Reason(enum.Enum):
     )
     AUDIT_UNAVAILABLE = _Spec(
         Code.UNAVAILABLE,
-        "The audit log cannot be written, and the operator wants nothing done that is not written down.",
+        "The audit log cannot be written, and the operator wants nothing done unrecorded.",
         "Make room or mend the audit folder; see `audit.on_error`.",
     )
     SANDBOX_UNAVAILABLE = _Spec(
@@ -219,7 +223,9 @@ class Reason(enum.Enum):
     DEADLINE = _Spec(
         Code.DEADLINE_EXCEEDED, "The call's deadline passed before it ended.", "Allow more time."
     )
-    CALL_CANCELLED = _Spec(Code.CANCELLED, "The call was cancelled.", "Nothing; everything it began was undone.")
+    CALL_CANCELLED = _Spec(
+        Code.CANCELLED, "The call was cancelled.", "Nothing; everything it began was undone."
+    )
     INTERNAL = _Spec(
         Code.INTERNAL,
         "Something failed that should not.",

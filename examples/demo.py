@@ -1,7 +1,7 @@
 """``make demo``: what clawbox does, shown on this machine with a real server, in a few seconds.
 
-Starts a server on free ports with a configuration of its own in a temporary folder, runs Python and JavaScript
-in fresh sandboxes over gRPC, shows that the sandboxes hold, shows a refused token, and removes everything.
+Starts a server on free ports with settings of its own in a temporary folder, runs Python and JavaScript in
+fresh sandboxes over gRPC, shows that the sandboxes hold, shows a refused token, and removes everything.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from clawbox_client import ClawboxError, SyncClient
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 CLAWBOX = Path(sys.executable).with_name("clawbox")
 console = Console(highlight=False, soft_wrap=True)
@@ -66,7 +69,8 @@ def server(home: Path) -> Iterator[tuple[str, str]]:
     env = {**os.environ, "CLAWBOX_PORT": str(port), "CLAWBOX_METRICS__PORT": str(free_port())}
     log = home / "server.log"
     with log.open("wb") as output:
-        process = subprocess.Popen([CLAWBOX, "serve", "--config", home / "config.toml"], env=env, stderr=output)
+        command = [CLAWBOX, "serve", "--config", home / "config.toml"]
+        process = subprocess.Popen(command, env=env, stderr=output)
         try:
             address = f"127.0.0.1:{port}"
             deadline = time.monotonic() + 60
@@ -101,7 +105,7 @@ def interpreters(client: SyncClient) -> None:
     """Python and JavaScript, each call in an interpreter of its own."""
     with step("Python, in an interpreter that exists for this call alone"):
         answer = client.run_python(
-            "import statistics, json\nresult = statistics.mean(input['xs'])\nprint('the mean of', json.dumps(input['xs']))",
+            "import statistics\nresult = statistics.mean(input['xs'])\nprint('the mean of', *input['xs'])",
             input={"xs": [1, 2, 6]},
         )
         show("stdout", answer.stdout)
@@ -109,7 +113,9 @@ def interpreters(client: SyncClient) -> None:
         expect("the mean is 3", holds=answer.result == 3)
         show("stdout", client.run_python(MANDELBROT).stdout)
     with step("JavaScript likewise"):
-        answer = client.run_javascript("result = input.words.map(w => w.toUpperCase()).join(' ')", input={"words": ["fresh", "too"]})
+        answer = client.run_javascript(
+            "result = input.map(w => w.toUpperCase()).join(' ')", input=["fresh", "too"]
+        )
         show("result", answer.result)
         expect("it says FRESH TOO", holds=answer.result == "FRESH TOO")
     with step("An exception is a result, with the line in your code"):
@@ -175,7 +181,8 @@ def main() -> None:
                 stack.close()
         if failures:
             raise SystemExit(f"{len(failures)} of the demo's promises did not hold: " + "; ".join(failures))
-    console.print(f"\nAll of this took [bold]{time.perf_counter() - began:.1f} s[/]. Yours next: [bold].venv/bin/clawbox init[/]")
+    seconds = time.perf_counter() - began
+    console.print(f"\nAll of this took [bold]{seconds:.1f} s[/]. Next: [bold].venv/bin/clawbox init[/]")
 
 
 if __name__ == "__main__":

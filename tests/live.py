@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from clawbox_client import SyncClient
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -114,13 +113,9 @@ def running(home: Path, settings: str = "", **environment: str) -> Iterator[Live
 def wait_until_serving(server: LiveServer, seconds: float = 60) -> None:
     """Wait until Sandbox says SERVING; raises RuntimeError with the server's log when it does not."""
     deadline = time.monotonic() + seconds
-    options = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 100)]
-    with grpc.insecure_channel(server.address, options) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
-        request = health_pb2.HealthCheckRequest(service="clawbox.v1.Sandbox")
+    with SyncClient(server.address) as client:
         while server.process.poll() is None and time.monotonic() < deadline:
-            with contextlib.suppress(grpc.RpcError):
-                reply = stub.Check(request, timeout=1, wait_for_ready=True)
-                if reply.status == health_pb2.HealthCheckResponse.SERVING:
-                    return
+            if client.is_serving("clawbox.v1.Sandbox"):
+                return
+            time.sleep(0.02)
     raise RuntimeError(f"the server did not come up:\n{server.log.read_text()}")
