@@ -38,8 +38,8 @@ log = structlog.get_logger("clawbox.wasm.cache")
 
 KEY_BYTES = 32
 UNUSED_DAYS = 365
-"""Artifacts that no server loaded for so long are removed when a server starts. Longer than a server runs: one
-that shares the folder loads an artifact once, and may open it again much later."""
+"""Artifacts that no server loaded for so long are removed when a server starts. Longer than a server runs:
+another that shares the folder loads an artifact once, and may open it again much later."""
 _STALE_SECONDS = 3600
 _MAX_SEAL = 4096
 _NAME = re.compile(r"[0-9a-f]{64}\.[0-9a-f]{32}\.(?:json|[0-9a-f]{32}\.cwasm)|\.new-[0-9a-f]{32}")
