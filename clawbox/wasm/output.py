@@ -37,6 +37,13 @@ _MAX_LOCATION = 512
 _REDACTED = REDACTED.encode()
 _ESCAPE = re.compile(rb"""\\(?:u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2}|[nrtbf"'\\/])""")
 _NAMED_ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"b": b"\b", b"f": b"\f"}
+# First the escaped backslash, so that every other one begins an escape; no pattern has a backslash or NUL.
+_QUICK_ESCAPES = (
+    (b"\\\\", b"\0"),
+    *((b"\\" + letter, plain) for letter, plain in _NAMED_ESCAPES.items()),
+    *((b"\\" + char, char) for char in (b'"', b"'", b"/")),
+)
+_ASCII_ESCAPE = re.compile(rb"\\(?:u00|x)[0-7][0-9a-fA-F]")
 _TOKEN_BYTES = re.compile(rb"[\w\-.~+/=]*")
 
 
@@ -139,12 +146,9 @@ class OutputScanner:
     def matches(self, data: bytes) -> list[Match]:
         """Every occurrence in a text, as it is spelled and with its escapes resolved, by position."""
         found = self._patterns.find(data)
-        if b"\\" in data:
+        if b"\\" in data and self._patterns.found_in(_unescape_quickly(data)):
             plain, back = _unescape(data)
-            if self._patterns.found_in(plain):
-                found = sorted(
-                    {*found, *(back.match(match) for match in self._patterns.find(plain))}, key=_span
-                )
+            found = sorted({*found, *(back.match(match) for match in self._patterns.find(plain))}, key=_span)
         return found
 
     def _scan_text(self, data: bytes, location: str, tally: _Tally) -> bytes:
@@ -371,6 +375,18 @@ class _BackMap:
         within = index >= 0 and last < self.plain_ends[index]
         end = self.raw_ends[index] if within else self.start(last) + 1
         return Match(self.start(match.start), end, match.pattern)
+
+
+def _unescape_quickly(data: bytes) -> bytes:
+    """The text with its escapes resolved as far as patterns can see: enough to know whether there is a match.
+
+    A text of nothing but escapes must not hold up the loop, as the other way would.
+    """
+    for escape, plain in _QUICK_ESCAPES:
+        data = data.replace(escape, plain)
+    if b"\\u00" in data or b"\\x" in data:
+        data = _ASCII_ESCAPE.sub(lambda escape: bytes((int(escape[0][-2:], 16),)), data)
+    return data
 
 
 def _unescape(data: bytes) -> tuple[bytes, _BackMap]:

@@ -1,6 +1,7 @@
 """The output scan: no secret gets through, nothing else is touched, and the report tells what and where."""
 
 import json
+import warnings
 from itertools import pairwise
 
 import pytest
@@ -274,3 +275,30 @@ def test_where_injections_block_nothing_follows_one():
 @pytest.mark.parametrize("kind", [Kind.INJECTION])
 def test_marked_phrases_pass_a_stream(kind):
     assert stream(b"a [INST] b\n", [4]) == b"a [INST] b\n"
+
+
+@pytest.mark.parametrize("lead", [b"\\\\", b"\\\\\\\\", b"\\n", b"x\\\\\\n", b"\\\\\\'"])
+def test_backslashes_before_a_secret_do_not_hide_it(lead):
+    data = lead + rb"bearer\x20" + b"a" * 30
+    assert scanner.scan_now(ran(data)).result.output == lead + b"[REDACTED]"
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            ["\\", "\\\\", "x", "u00", "2d", "6b", "s", "k-", "-", "n", "'", "/", "A" * 20, "é", " "]
+        ),
+        max_size=12,
+    ).map("".join)
+)
+def test_what_hides_in_escapes_is_found_as_it_is_without_them(text):
+    """Against another way to resolve escapes: Python's own, where it takes the text."""
+    data = text.encode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of escapes that Python leaves as they are
+        try:
+            plain = data.decode("unicode_escape")
+        except UnicodeDecodeError:
+            return
+    if "\\" not in plain and PatternSet(OUTPUT_PATTERNS).found_in(plain.encode()):
+        assert scanner.matches(data)
