@@ -1,5 +1,5 @@
 import asyncio
-import os
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +8,11 @@ from clawbox.children.uids import UidRange
 from clawbox.wasm.model import Abi, Limits, Run
 from clawbox.wasm.pool import WorkerPool
 from tests.unit.wasm.wat import Forge
+
+
+def open_descriptors():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
 
 LIMITS = Limits(timeout_ms=10_000, fuel=1_000_000_000, memory_bytes=32 << 20)
 
@@ -50,16 +55,18 @@ def observer():
 
 @pytest.fixture
 async def pool(uids, observer):
-    descriptors = len(os.listdir("/proc/self/fd"))
+    descriptors = open_descriptors()
     async with WorkerPool(workers=2, max_concurrent=6, uids=uids, observer=observer) as running:
         yield running
-    assert descriptors == len(os.listdir("/proc/self/fd"))
+    assert descriptors == open_descriptors()
     assert running.stats().busy == running.stats().idle == running.stats().spare == 0
 
 
 @pytest.fixture
 def execute(pool, forge):
-    async def run(text, params=b"{}", *, abi=Abi.COMMAND_MODULE, owner="alice", limits=LIMITS, on_event=None, **tool):
+    async def run(
+        text, params=b"{}", *, abi=Abi.COMMAND_MODULE, owner="alice", limits=LIMITS, on_event=None, **tool
+    ):
         return await pool.run(Run(forge.tool(text, abi=abi, **tool), owner, params, limits), on_event)
 
     return run

@@ -25,7 +25,7 @@ async def test_stdin_comes_back_on_stdout(execute):
 
 
 async def test_nothing_of_a_call_is_left_for_the_next(execute):
-    assert [b"1"] * 3 == [(await execute(wat.COUNTER)).output for _ in range(3)]
+    assert [(await execute(wat.COUNTER)).output for _ in range(3)] == [b"1"] * 3
 
 
 async def test_a_trap_is_a_tool_error_with_its_cause(execute):
@@ -37,8 +37,12 @@ async def test_a_trap_is_a_tool_error_with_its_cause(execute):
 
 async def test_exit_status_3_is_a_tool_error_that_says_3(execute):
     result = await execute(wat.EXIT_3)
-    assert (Outcome.TOOL_ERROR, 3, "exited with status 3") == (result.outcome, result.exit_code, result.message)
-    assert (None, b"half") == (result.output, result.stdout)
+    assert (
+        result.outcome,
+        result.exit_code,
+        result.message,
+    ) == (Outcome.TOOL_ERROR, 3, "exited with status 3")
+    assert (result.output, result.stdout) == (None, b"half")
 
 
 async def test_exit_status_0_is_ok(execute):
@@ -54,19 +58,19 @@ async def test_recursion_without_end_is_a_tool_error_with_a_bounded_message(exec
 
 async def test_fuel_runs_out(execute):
     result = await execute(wat.SPIN, limits=limited(fuel=50_000))
-    assert (Outcome.FUEL_EXHAUSTED, 50_000) == (result.outcome, result.fuel_consumed)
+    assert (result.outcome, result.fuel_consumed) == (Outcome.FUEL_EXHAUSTED, 50_000)
 
 
 async def test_time_runs_out_and_what_was_written_survives(execute):
     result = await execute(wat.SPIN_AFTER_OUTPUT, limits=limited(timeout_ms=150, fuel=1 << 60))
-    assert (Outcome.TIMEOUT, "ran longer than 150 ms") == (result.outcome, result.message)
+    assert (result.outcome, result.message) == (Outcome.TIMEOUT, "ran longer than 150 ms")
     assert result.stdout == b"partial"
-    assert 140_000 <= result.duration_us
+    assert result.duration_us >= 140_000
 
 
 async def test_a_sleep_ends_with_its_time_and_what_was_written_survives(execute, observer):
     result = await execute(wat.SLEEP, limits=limited(timeout_ms=200))
-    assert (Outcome.TIMEOUT, b"zzz") == (result.outcome, result.stderr)
+    assert (result.outcome, result.stderr) == (Outcome.TIMEOUT, b"zzz")
     assert "overstayed" in observer.ended
 
 
@@ -82,32 +86,32 @@ async def test_a_module_that_starts_with_too_much_memory_is_told_so(execute):
 
 async def test_output_runs_over(execute):
     result = await execute(wat.FLOOD_OUT, limits=limited(stdout_bytes=100_000))
-    assert (Outcome.OUTPUT_EXCEEDED, None) == (result.outcome, result.output)
+    assert (result.outcome, result.output) == (Outcome.OUTPUT_EXCEEDED, None)
     assert len(result.stdout) == 100_000
-    assert ((OutputStream.STDOUT, 100_000),) == result.truncated
+    assert result.truncated == ((OutputStream.STDOUT, 100_000),)
 
 
 async def test_stderr_is_cut_and_the_run_goes_on(execute):
     result = await execute(wat.FLOOD_ERR, limits=limited(stderr_bytes=1000))
-    assert (Outcome.OK, 1000) == (result.outcome, len(result.stderr))
-    assert ((OutputStream.STDERR, 1000),) == result.truncated
+    assert (result.outcome, len(result.stderr)) == (Outcome.OK, 1000)
+    assert result.truncated == ((OutputStream.STDERR, 1000),)
 
 
 async def test_host_calls_are_counted(execute):
     request = json.dumps({"method": "log", "params": {"level": "warn", "message": "hi"}})
     result = await execute(wat.host_calls(3, request))
-    assert (Outcome.OK, b'{"ok": null}', 3) == (result.outcome, result.output, result.host_calls)
-    assert [(Level.WARN, "hi")] * 3 == [(entry.level, entry.message) for entry in result.logs]
+    assert (result.outcome, result.output, result.host_calls) == (Outcome.OK, b'{"ok": null}', 3)
+    assert [(entry.level, entry.message) for entry in result.logs] == [(Level.WARN, "hi")] * 3
     over = await execute(wat.host_calls(101, request))
-    assert (Outcome.HOST_CALLS_EXCEEDED, 100) == (over.outcome, len(over.logs))
+    assert (over.outcome, len(over.logs)) == (Outcome.HOST_CALLS_EXCEEDED, 100)
     assert json.loads(over.stdout) == {"error": "host_call limit exceeded (max 100)"}
 
 
 async def test_logs_are_cut_where_too_long(execute):
     request = json.dumps({"method": "log", "params": {"message": "x" * 60}})
     result = await execute(wat.host_calls(3, request), limits=limited(log_bytes=100))
-    assert [60, 40] == [len(entry.message) for entry in result.logs]
-    assert ((OutputStream.LOG, 100),) == result.truncated
+    assert [len(entry.message) for entry in result.logs] == [60, 40]
+    assert result.truncated == ((OutputStream.LOG, 100),)
 
 
 @pytest.mark.parametrize(
@@ -126,9 +130,11 @@ async def test_host_call_errors_say_what_is_wrong(execute, request_text, error):
     assert json.loads((await execute(wat.host_calls(1, request_text))).output) == {"error": error}
 
 
-@pytest.mark.parametrize("pointers", [(-1, 17, 8192, 8192), (1024, -1, 8192, 1), (1024, 17, -5, 200), (1024, 17, 8192, 3)])
+@pytest.mark.parametrize(
+    "pointers", [(-1, 17, 8192, 8192), (1024, -1, 8192, 1), (1024, 17, -5, 200), (1024, 17, 8192, 3)]
+)
 async def test_host_call_survives_any_pointer(execute, pointers):
-    assert (await execute(wat.host_call_with(pointers))).outcome is Outcome.OK  # −1, plus 1
+    assert (await execute(wat.host_call_with(pointers))).outcome is Outcome.OK  # it said -1, plus 1
 
 
 async def test_a_reply_that_does_not_fit_is_fetched_in_pieces(execute):
@@ -144,7 +150,7 @@ async def test_a_reply_that_does_not_fit_is_fetched_in_pieces(execute):
 
 async def test_a_guest_sees_no_arguments_environment_or_files(execute):
     numbers = struct.unpack("<5I", (await execute(wat.SURROUNDINGS)).output)
-    assert (0, 0, 0, 0, 8) == numbers  # 8: EBADF, there is no preopened folder
+    assert numbers == (0, 0, 0, 0, 8)  # 8: EBADF, there is no preopened folder
 
 
 async def test_random_numbers_are_random(execute):
@@ -162,27 +168,31 @@ async def test_input_is_checked_before_anything_runs(execute):
 async def test_a_schema_never_fetches(execute):
     with pytest.raises(InvalidInputError) as caught:
         await execute(wat.ECHO, b"1", input_schema=b'{"$ref":"http://127.0.0.1:1/x"}')
-    assert [("", "$ref")] == [(v.path, v.rule) for v in caught.value.violations]
+    assert [(v.path, v.rule) for v in caught.value.violations] == [("", "$ref")]
 
 
 async def test_a_pattern_that_takes_for_ever_ends_with_its_time(execute):
     schema = json.dumps({"type": "string", "pattern": "^(a+)+$"}).encode()
-    result = await execute(wat.ECHO, b'"' + b"a" * 60 + b'!"', input_schema=schema, limits=limited(timeout_ms=200))
+    result = await execute(
+        wat.ECHO, b'"' + b"a" * 60 + b'!"', input_schema=schema, limits=limited(timeout_ms=200)
+    )
     assert result.outcome is Outcome.TIMEOUT
 
 
 async def test_output_is_checked_after_the_run(execute):
     schema = b'{"type":"string"}'
     assert (await execute(wat.ECHO, b'"text"', output_schema=schema)).outcome is Outcome.OK
-    assert (await execute(wat.ECHO, b"not JSON", output_schema=schema)).outcome is Outcome.OK  # a JSON string then
+    assert (
+        await execute(wat.ECHO, b"not JSON", output_schema=schema)
+    ).outcome is Outcome.OK  # a JSON string then
     result = await execute(wat.ECHO, b'{"a":1}', output_schema=schema)
-    assert (Outcome.INVALID_OUTPUT, None, b'{"a":1}') == (result.outcome, result.output, result.stdout)
+    assert (result.outcome, result.output, result.stdout) == (Outcome.INVALID_OUTPUT, None, b'{"a":1}')
     assert "(type)" in result.message
 
 
 async def test_a_component_returns_its_string(execute):
     result = await execute(wat.COMPONENT_OK, b'{"a": [1]}', abi=Abi.COMPONENT)
-    assert (Outcome.OK, b'{"a": [1]}', None) == (result.outcome, result.output, result.exit_code)
+    assert (result.outcome, result.output, result.exit_code) == (Outcome.OK, b'{"a": [1]}', None)
     again = await execute(wat.COMPONENT_OK, b'"prepared"', abi=Abi.COMPONENT)
     assert again.output == b'"prepared"'
 
@@ -193,7 +203,11 @@ async def test_a_component_returns_its_string(execute):
         ('"plain"', '"plain"', Outcome.TOOL_ERROR),
         ('{"error":"no luck"}', "no luck", Outcome.TOOL_ERROR),
         ('{"error":{"type":"ValueError","message":"bad"}}', "ValueError: bad", Outcome.TOOL_ERROR),
-        ('{"error":{"type":"MemoryError"}}', "needed more than 33554432 bytes of memory (MemoryError)", Outcome.MEMORY_EXCEEDED),
+        (
+            '{"error":{"type":"MemoryError"}}',
+            "needed more than 33554432 bytes of memory (MemoryError)",
+            Outcome.MEMORY_EXCEEDED,
+        ),
     ],
 )
 async def test_a_components_error_is_a_tool_error_with_its_message(execute, returned, message, outcome):
@@ -201,11 +215,24 @@ async def test_a_components_error_is_a_tool_error_with_its_message(execute, retu
     assert (outcome, message, returned.encode()) == (result.outcome, result.message, result.output)
 
 
+async def test_a_command_component_ends_well_or_with_status_1(execute):
+    good = await execute(wat.command_component(0), abi=Abi.COMMAND_COMPONENT)
+    bad = await execute(wat.command_component(1), abi=Abi.COMMAND_COMPONENT)
+    assert (good.outcome, good.output) == (Outcome.OK, b"")
+    assert (bad.outcome, bad.exit_code, bad.output) == (Outcome.TOOL_ERROR, 1, None)
+
+
 async def test_components_have_the_same_limits(execute):
     fuel = await execute(wat.COMPONENT_SPIN, abi=Abi.COMPONENT, limits=limited(fuel=10_000))
     time = await execute(wat.COMPONENT_SPIN, abi=Abi.COMPONENT, limits=limited(timeout_ms=150, fuel=1 << 60))
-    size = await execute(wat.COMPONENT_OK, b'"' + b"x" * 500 + b'"', abi=Abi.COMPONENT, limits=limited(stdout_bytes=400))
-    assert [Outcome.FUEL_EXHAUSTED, Outcome.TIMEOUT, Outcome.OUTPUT_EXCEEDED] == [fuel.outcome, time.outcome, size.outcome]
+    size = await execute(
+        wat.COMPONENT_OK, b'"' + b"x" * 500 + b'"', abi=Abi.COMPONENT, limits=limited(stdout_bytes=400)
+    )
+    assert [
+        fuel.outcome,
+        time.outcome,
+        size.outcome,
+    ] == [Outcome.FUEL_EXHAUSTED, Outcome.TIMEOUT, Outcome.OUTPUT_EXCEEDED]
 
 
 async def test_a_start_function_runs_only_within_its_call(execute):
@@ -216,14 +243,14 @@ async def test_a_start_function_runs_only_within_its_call(execute):
 
 
 async def test_a_streamed_run_says_what_it_writes_in_order(execute):
-    events = []
+    events: list[object] = []
     result = await execute(wat.EXIT_3, on_event=events.append)
     assert [OutputChunk(OutputStream.STDOUT, b"half", 0)] == events
     assert result.stdout == b"half"
-    logs = []
+    logs: list[object] = []
     request = json.dumps({"method": "log", "params": {"message": "one"}})
     await execute(wat.host_calls(2, request), on_event=logs.append)
-    assert ["one", "one"] == [event.message for event in logs if isinstance(event, LogEntry)]
+    assert [event.message for event in logs if isinstance(event, LogEntry)] == ["one", "one"]
 
 
 async def test_a_failing_watcher_does_not_harm_the_run(execute):

@@ -23,7 +23,7 @@ class Probe:
     def __init__(self, child):
         self.child = child
         self.broken = asyncio.get_running_loop().create_future()
-        self._answers = asyncio.Queue()
+        self._answers: asyncio.Queue[Answer] = asyncio.Queue()
         self.protocol = FrameProtocol(
             msgspec.msgpack.Decoder(Answer),
             self._answers.put_nowait,
@@ -60,7 +60,10 @@ class Probe:
 
 def importable(kind, descriptor):
     """The forkserver's own command, with the tests' folder importable."""
-    start = f"import sys; sys.path.insert(0, {ROOT!r}); from clawbox.children.forkserver import main; main(sys.argv[1:])"
+    start = (
+        f"import sys; sys.path.insert(0, {ROOT!r}); "
+        "from clawbox.children.forkserver import main; main(sys.argv[1:])"
+    )
     return [sys.executable, "-I", "-c", start, kind, str(descriptor)]
 
 

@@ -24,7 +24,7 @@ class Note(msgspec.Struct, tag="note"):
 def test_frames_survive_any_cut(texts, sizes):
     stream = b"".join(bytes(encode_frame(Note(text))) for text in texts)
     reader = FrameReader(1 << 20)
-    payloads = []
+    payloads: list[bytes] = []
     while stream:
         size = sizes[len(payloads) % len(sizes)] if sizes else len(stream)
         payloads += reader.feed(stream[:size])
@@ -34,7 +34,7 @@ def test_frames_survive_any_cut(texts, sizes):
 
 def test_a_frame_that_is_too_large_is_refused_by_its_length_alone():
     reader = FrameReader(100)
-    assert [b"x" * 100] == reader.feed((100).to_bytes(4, "big") + b"x" * 100)
+    assert reader.feed((100).to_bytes(4, "big") + b"x" * 100) == [b"x" * 100]
     with pytest.raises(FrameError, match="101"):
         reader.feed((101).to_bytes(4, "big"))
 
@@ -51,7 +51,8 @@ class Transport:
 
 @pytest.mark.parametrize("payload", [b"\xc1", b"\x81\xa4type\xa5other", b"\x81\xa4type\xa4note", b""])
 def test_what_is_not_a_declared_type_ends_the_channel_once(payload):
-    heard, broken = [], []
+    heard: list[Note] = []
+    broken: list[object] = []
     protocol = FrameProtocol(msgspec.msgpack.Decoder(Note), heard.append, broken.append, max_bytes=100)
     good = bytes(encode_frame(Note("good")))
     protocol.data_received(good + len(payload).to_bytes(4, "big") + payload + good)

@@ -2,10 +2,17 @@
 
 import errno
 import os
+from pathlib import Path
 
-from clawbox.children.enforcement import can_have_own_uids, probe as probe_enforcement
+from clawbox.children.enforcement import can_have_own_uids
+from clawbox.children.enforcement import probe as probe_enforcement
 from clawbox.children.linux import CAP_SYS_ADMIN, CAP_SYS_CHROOT, has_capability
 from tests.unit.children.conftest import FIRST_UID, Probe
+
+
+def root_of(pid):
+    return str(Path(f"/proc/{pid}/root").readlink())
+
 
 REFUSED = f"errno {errno.EPERM}"
 
@@ -54,26 +61,26 @@ async def test_calls_outside_the_list_are_refused(probe):
 
 
 async def test_a_child_cannot_make_sockets_open_paths_or_start_programs(probe):
-    assert [REFUSED] * 5 == await probe.ask("socket")
-    assert REFUSED == await probe.ask("socketpair")
-    assert REFUSED == await probe.ask("open")
-    assert REFUSED == await probe.ask("exec")
-    assert REFUSED == await probe.ask("fork")
+    assert await probe.ask("socket") == [REFUSED] * 5
+    assert await probe.ask("socketpair") == REFUSED
+    assert await probe.ask("open") == REFUSED
+    assert await probe.ask("exec") == REFUSED
+    assert await probe.ask("fork") == REFUSED
 
 
 async def test_a_child_cannot_name_another_process(probe):
     other = os.getpid()
-    assert [REFUSED] * 2 == await probe.ask("kill", other)
-    assert -errno.EPERM == await probe.ask("tgkill", other)
-    assert REFUSED == await probe.ask("prlimit_other", other)
+    assert await probe.ask("kill", other) == [REFUSED] * 2
+    assert await probe.ask("tgkill", other) == -errno.EPERM
+    assert await probe.ask("prlimit_other", other) == REFUSED
 
 
 async def test_memory_never_becomes_executable(probe):
-    assert [REFUSED, "worked"] == await probe.ask("executable_memory")
+    assert await probe.ask("executable_memory") == [REFUSED, "worked"]
 
 
 async def test_clone3_says_that_it_does_not_exist_so_that_threads_still_start(probe):
-    assert -errno.ENOSYS == await probe.ask("syscall", 435)
+    assert await probe.ask("syscall", 435) == -errno.ENOSYS
     assert await probe.ask("thread") == "ran"
 
 
@@ -91,7 +98,7 @@ async def test_a_child_has_no_privileges(probe):
     assert status["NoNewPrivs"].strip() == "1"
     assert status["Seccomp"].strip() == "2"
     limits = await probe.ask("limits")
-    assert (0, 0) == (limits["core"], limits["fsize"])
+    assert (limits["core"], limits["fsize"]) == (0, 0)
     assert limits["nofile"] <= 128
 
 
@@ -116,11 +123,11 @@ async def test_each_living_child_has_its_own_uid(launcher):
 async def test_a_child_has_an_empty_network_and_root(probe, launcher):
     if has_capability(CAP_SYS_ADMIN):
         devices = (await probe.ask("net")).splitlines()[2:]
-        assert ["lo"] == [line.split(":")[0].strip() for line in devices]
+        assert [line.split(":")[0].strip() for line in devices] == ["lo"]
         assert launcher.status.network_namespace == ""
     if has_capability(CAP_SYS_CHROOT):
         assert launcher.status.empty_root == ""
-        root = os.readlink(f"/proc/{probe.child.pid}/root")
+        root = root_of(probe.child.pid)
         assert root.endswith(" (deleted)")
 
 

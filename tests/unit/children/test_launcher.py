@@ -13,6 +13,10 @@ from clawbox.children.uids import UidRange, UidsExhaustedError
 from tests.unit.children.conftest import Probe
 
 
+def open_descriptors():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 def forkservers_of(pid):
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
@@ -24,7 +28,7 @@ async def gone(pid):
     except ProcessLookupError:
         return
     ended = asyncio.get_running_loop().create_future()
-    asyncio.get_running_loop().add_reader(pidfd, lambda: ended.done() or ended.set_result(None))
+    asyncio.get_running_loop().add_reader(pidfd, lambda: None if ended.done() else ended.set_result(None))
     try:
         async with asyncio.timeout(10):
             await ended
@@ -34,7 +38,7 @@ async def gone(pid):
 
 
 async def test_a_killed_child_is_noticed_and_leaves_nothing(launcher):
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     probe = await Probe.start(launcher)
     os.kill(probe.child.pid, signal.SIGKILL)
     await probe.child.dead()
@@ -43,7 +47,7 @@ async def test_a_killed_child_is_noticed_and_leaves_nothing(launcher):
     assert launcher.children == 0
     probe.child.kill()  # too late, and harmless
     await asyncio.sleep(0)
-    assert before == len(os.listdir("/proc/self/fd"))
+    assert before == open_descriptors()
 
 
 async def test_frames_that_are_none_end_the_channel(launcher):
@@ -125,14 +129,14 @@ async def test_a_cancelled_fork_leaves_no_child(launcher, uids):
     with pytest.raises(asyncio.CancelledError):
         await task
     probe = await Probe.start(launcher)  # answered after the first one
-    while launcher.children > 1:
+    while launcher.children > 1:  # noqa: ASYNC110 - nothing announces it
         await asyncio.sleep(0)
     await probe.close()
 
 
 def test_an_id_is_given_again_only_after_it_came_back():
     uids = UidRange(10, 2)
-    assert (10, 11) == (uids.take(), uids.take())
+    assert (uids.take(), uids.take()) == (10, 11)
     with pytest.raises(UidsExhaustedError):
         uids.take()
     uids.give_back(10)

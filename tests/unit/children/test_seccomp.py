@@ -1,4 +1,4 @@
-"""The filter's decisions, by running its instructions; that the kernel runs them too is test_confinement's."""
+"""The filter's decisions, by running its instructions; test_confinement sees the kernel run them."""
 
 import errno
 import struct

@@ -1,5 +1,7 @@
 """Control does not believe a worker beyond the limits of the run."""
 
+from typing import Any
+
 import pytest
 
 from clawbox.children.channel import FrameError
@@ -21,7 +23,7 @@ async def call():
 
 
 def done(**changes):
-    fields = {
+    fields: dict[str, Any] = {
         "outcome": Outcome.OK,
         "message": "",
         "output": None,
@@ -47,13 +49,13 @@ def out(data, stream=OutputStream.STDOUT):
 async def test_pieces_become_the_output(call):
     call.take([out(b"abc"), out(b"E", OutputStream.STDERR)], [Logged(Level.INFO, "l", 3)], 1.0)
     result = call.finish(done(written=[out(b"def")]), 2.0)
-    assert (b"abcdef", b"", b"E", 1_000_000) == (
+    assert (
         result.output,
         result.stdout,
         result.stderr,
         result.queued_us,
-    )
-    assert ["l"] == [entry.message for entry in result.logs]
+    ) == (b"abcdef", b"", b"E", 1_000_000)
+    assert [entry.message for entry in result.logs] == ["l"]
 
 
 @pytest.mark.parametrize(
@@ -72,9 +74,12 @@ async def test_more_than_a_run_may_write_is_a_broken_protocol(call, written, log
 
 
 async def test_a_flood_of_messages_is_a_broken_protocol(call):
-    with pytest.raises(FrameError):
+    def flood():
         for _ in range(2000):
             call.take([], [], 1.0)
+
+    with pytest.raises(FrameError):
+        flood()
 
 
 @pytest.mark.parametrize(
@@ -93,7 +98,7 @@ async def test_a_result_beyond_the_limits_is_a_broken_protocol(call, changes):
 
 async def test_numbers_and_texts_are_bounded(call):
     result = call.finish(done(message="m" * 9999, fuel_consumed=1 << 63, host_calls=-4), 2.0)
-    assert (4096, (1 << 63) - 1, 0) == (len(result.message), result.fuel_consumed, result.host_calls)
+    assert (len(result.message), result.fuel_consumed, result.host_calls) == (4096, (1 << 63) - 1, 0)
 
 
 async def test_the_tools_table_size_goes_to_the_worker(call):

@@ -1,4 +1,5 @@
 """Small tools in the WebAssembly text format, compiled as the product compiles."""
+# ruff: noqa: E501
 
 import hashlib
 
@@ -67,7 +68,9 @@ HUNGRY = module(
     "", start="(loop (if (i32.eq (memory.grow (i32.const 16)) (i32.const -1)) (then unreachable)) br 0)"
 )
 GREEDY_START = module("", pages=8192, start="")
-FLOOD_OUT = module("", start="(loop (drop (call $out (i32.const 1) (i32.const 1024) (i32.const 32768))) br 0)")
+FLOOD_OUT = module(
+    "", start="(loop (drop (call $out (i32.const 1) (i32.const 1024) (i32.const 32768))) br 0)"
+)
 FLOOD_ERR = module(
     "",
     start="""(local $i i32) (loop (drop (call $out (i32.const 2) (i32.const 1024) (i32.const 32768)))
@@ -117,7 +120,11 @@ def host_calls(times, request):
 def host_call_with(pointers):
     """Makes one host call with the four numbers and exits with its result plus 1."""
     numbers = " ".join(f"(i32.const {number})" for number in pointers)
-    return module("", data=quoted('{"method":"nope"}'), start=f"(call $exit (i32.add (i32.const 1) (call $host {numbers})))")
+    return module(
+        "",
+        data=quoted('{"method":"nope"}'),
+        start=f"(call $exit (i32.add (i32.const 1) (call $host {numbers})))",
+    )
 
 
 def short_reply(capacity):
@@ -165,6 +172,16 @@ COMPONENT_SPINNING_START = component_text(
     start="(func $s (local $i i32) (loop (local.set $i (i32.add (local.get $i) (i32.const 1)))"
     " (br_if 0 (i32.lt_u (local.get $i) (i32.const 1000000))))) (start $s)",
 )
+
+
+def command_component(status):
+    """A component that exports ``wasi:cli/run`` and returns ok (0) or err (1)."""
+    return f"""(component
+      (core module $m (func (export "run") (result i32) (i32.const {status})))
+      (core instance $i (instantiate $m))
+      (func $run (result (result)) (canon lift (core func $i "run")))
+      (instance $command (export "run" (func $run)))
+      (export "wasi:cli/run@0.2.0" (instance $command)))"""
 
 
 class Forge:
