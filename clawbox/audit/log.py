@@ -2,7 +2,7 @@
 
 A row is one ``write`` to the page cache, about 20 µs: it survives the death of the server at once, and that
 of the machine once the kernel was asked to store it, which happens in the background every second. While the
-disk is full, rows of what already runs go into a reserve that was set aside for them (threats.md, 99).
+disk is full, rows of what already runs go into a reserve that was set aside for them (docs/security.md, 99).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 MIN_AGE_S = 24 * 3600.0
 """A full file is kept at least this long, however many there are: a flood must not wash the traces away
-(threats.md, 75)."""
+(docs/security.md, 75)."""
 RESERVE_BYTES = 1 << 20
 COUNTED_BURST = 20
 COUNTED_WINDOW_S = 60.0
@@ -153,7 +153,7 @@ class AuditLog:
     def append_counted(
         self, kind: str, *, principal: str = "", request_id: str = "", decision: str = "", **fields: Any
     ) -> None:
-        """Write a row of something that strangers can cause as often as they like (threats.md, 75).
+        """Write a row of something that strangers can cause as often as they like (docs/security.md, 75).
 
         Of each kind, the first ones of a minute have a row each; the rest of that minute become one row, with
         their ``count`` and ``window_s``.

@@ -1,4 +1,4 @@
-"""What a freshly forked child gives up before it reads the first message (threats.md, 61 and 64).
+"""What a freshly forked child gives up before it reads the first message (docs/security.md, 61 and 64).
 
 The order matters: what needs a capability comes before capabilities go, the parent-death signal after the
 uid changes (the kernel clears it then), and the seccomp filter last, because it refuses the rest.

@@ -2,7 +2,7 @@
 
 The filter is written here rather than by libseccomp so that nothing has to be installed. A call that is not
 on the list fails with EPERM; a call by another architecture's numbering (32-bit, x32) kills the process,
-because its numbers mean other calls (threats.md, 80).
+because its numbers mean other calls (docs/security.md, 80).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Compiled tools as the forkserver holds them: loaded and linked once, shared with every worker after.
 
-Loading trusts the file, so only files of the server's own cache come here (threats.md, 91).
+Loading trusts the file, so only files of the server's own cache come here (docs/security.md, 91).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Compiles one WebAssembly binary in a process of its own: ``python -I -m clawbox.wasm.compile_child``.
 
-A compiler that reads hostile bytes is a parser with a large surface: 28 KB took 8.9 s and 834 MB (threats.md,
-90). So it is a fresh process with an empty environment and limits on memory and processor time, without
-network, privileges, or a way to open a file, before it reads the first byte. (Compiling after a fork hung.)
+A compiler that reads hostile bytes is a parser with a large surface: 28 KB took 8.9 s and 834 MB
+(docs/security.md, 90). So it is a fresh process with an empty environment and limits on memory and processor
+time, without network, privileges, or a way to open a file, before it reads the first byte. (Compiling after a
+fork hung.)
 
 The order is one JSON object in ``argv[1]``, :class:`Order`. The binary comes on descriptor 0. The answer on
 descriptor 1 is four bytes of length (big-endian), :class:`Answer` as JSON, and then the artifact.

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger("clawbox.wasm.compiler")
 
 MEMORY_BYTES = 1 << 30
-"""Private memory of a process that compiles what is not trusted (threats.md, 90)."""
+"""Private memory of a process that compiles what is not trusted (docs/security.md, 90)."""
 DEFAULT_TIMEOUT_MS = 120_000
 UPLOAD_TIMEOUT_MS = 60_000
 """Most time that compiling an upload may take, whatever the server's setting."""

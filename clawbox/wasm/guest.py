@@ -218,6 +218,6 @@ def error_message(text: str) -> tuple[str, bool]:
 def near_limit(memory_bytes: int, limit: int) -> bool:
     """Whether a run that failed with so much memory probably failed for want of more.
 
-    A failed ``memory.grow`` gives no signal (threats.md, 92), and a guest asks for more than is left.
+    A failed ``memory.grow`` gives no signal (docs/security.md, 92), and a guest asks for more than is left.
     """
     return memory_bytes >= limit - max(limit // _MEMORY_SLACK_SHARE, 1 << 20)

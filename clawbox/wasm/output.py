@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 REDACTED = "[REDACTED]"
 HOLD_BYTES = 4096
 """What a stream holds back without a line feed: at least this, at most twice this much. A constant, whatever
-the text: what is held must tell nothing about it (threats.md, 67)."""
+the text: what is held must tell nothing about it (docs/security.md, 67)."""
 
 _CONTEXT_BYTES = 1024  # of what a stream already gave, so that a match may begin before a line feed
 _INLINE_BYTES = 32 << 10  # searched at 200 MB/s: below this, a thread costs more than it saves

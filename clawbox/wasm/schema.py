@@ -1,4 +1,4 @@
-"""Checks JSON against a tool's schemas, inside a worker: a pattern can take seconds (wasm.md).
+"""Checks JSON against a tool's schemas, inside a worker: a pattern can take for ever, and ends with its call.
 
 References are looked up in an empty registry: a ``$ref`` to elsewhere fails and fetches nothing. ``format``
 is an annotation, as JSON Schema 2020-12 has it.

@@ -203,7 +203,7 @@ async def test_a_deleted_tool_is_gone_and_runs_under_way_keep_their_version(worl
 
 
 async def test_a_private_tool_is_its_owners_and_administrators_alone(catalog):
-    """threats.md, 97."""
+    """docs/security.md, 97."""
     await upload(catalog, "mine", COMMAND)
     assert [entry.name for entry in catalog.list(ALICE)] == ["mine"]
     assert [entry.name for entry in catalog.list(ADMIN)] == ["mine"]

@@ -1,4 +1,4 @@
-"""The cache: what was touched is never loaded (threats.md, 91), and servers can share a folder."""
+"""The cache: what was touched is never loaded (docs/security.md, 91), and servers can share a folder."""
 
 from __future__ import annotations
 

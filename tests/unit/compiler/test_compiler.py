@@ -196,7 +196,7 @@ _START = '(func (export "_start"))'
     ],
 )
 async def test_what_cannot_run_is_refused_with_what_is_wrong(compiler, binary, says):
-    """One memory, and no memory64, are threats.md, 92."""
+    """One memory, and no memory64, are docs/security.md, 92."""
     error = await refusal(compiler, binary)
     assert (error.reason, error.code) == (Reason.INVALID_MODULE, Code.INVALID_ARGUMENT)
     assert says in error.message
@@ -204,7 +204,7 @@ async def test_what_cannot_run_is_refused_with_what_is_wrong(compiler, binary, s
 
 
 async def test_a_module_that_takes_too_long_to_compile_is_stopped(tmp_path):
-    """threats.md, 90."""
+    """docs/security.md, 90."""
     async with Compiler(tmp_path / "cache", timeout_ms=500, memory_bytes=4 << 30) as compiler:
         error = await refusal(compiler, bomb(functions=100, locals_=1000, blocks=1000))
     assert (error.reason, error.code) == (Reason.COMPILE_LIMIT, Code.RESOURCE_EXHAUSTED)
@@ -213,7 +213,7 @@ async def test_a_module_that_takes_too_long_to_compile_is_stopped(tmp_path):
 
 
 async def test_a_module_that_takes_too_much_memory_to_compile_is_stopped(compiler):
-    """threats.md, 90: less than 64 KB of module."""
+    """docs/security.md, 90: less than 64 KB of module."""
     binary = bomb(functions=1, locals_=4000, blocks=4000)
     assert len(binary) < 64 << 10
     error = await refusal(compiler, binary)
@@ -229,7 +229,7 @@ async def test_an_upload_has_less_time_than_the_servers_own_files(tmp_path):
 
 
 async def test_the_compile_process_has_no_privileges(compiler):
-    """threats.md, 90."""
+    """docs/security.md, 90."""
     slow = asyncio.create_task(compiler.compile(bomb(functions=100, locals_=1000, blocks=1000)))
     status = await one_child(confined=True)
     pid = int(status["Pid"])
