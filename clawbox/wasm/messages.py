@@ -91,7 +91,7 @@ class Done(msgspec.Struct, frozen=True, tag="done", array_like=True):
     bloated: bool
     """The worker kept memory that it should have given back."""
     prepares: bool
-    """The worker makes the next instance now, and says Prepared when it is done."""
+    """The worker frees this instance and makes the next one now, and says Prepared when it is done."""
     fuel_consumed: int
     peak_memory_bytes: int
     host_calls: int
@@ -100,6 +100,9 @@ class Done(msgspec.Struct, frozen=True, tag="done", array_like=True):
 
 class Prepared(msgspec.Struct, frozen=True, tag="prepared", array_like=True):
     """Worker to control: the next instance of what ran last stands ready, or could not be made."""
+
+    bloated: bool
+    """As in :class:`Done`, which came before the last instance was freed."""
 
 
 FromWorker = Ready | Wrote | Refused | Done | Prepared

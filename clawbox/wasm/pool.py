@@ -444,9 +444,13 @@ class WorkerPool:
                 self._rest(worker, prepares=False)
                 call.fail(InvalidInputError(tuple(violations[:MAX_VIOLATIONS])))
                 self._dispatch_if_waiting()
-            case Prepared() if worker.preparing is not None:
+            case Prepared(bloated) if worker.preparing is not None:
                 worker.preparing.cancel()
                 worker.preparing = worker.preparing_since = None
+                if bloated and worker in self._idle:
+                    self._retire(worker)
+                elif bloated:
+                    worker.calls = CALLS_PER_WORKER  # the call that it got meanwhile is its last
             case Ready() if not worker.ready.done():
                 worker.ready.set_result(True)
             case _:

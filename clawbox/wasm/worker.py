@@ -143,6 +143,7 @@ class _Worker:
         self._memory = memory
         self._memory_at_start = memory.data_bytes()
         self._prepared: _Prepared | None = None
+        self._finished: Guest | None = None
         self._unpreparable: set[str] = set()
 
     def serve(self) -> None:
@@ -154,8 +155,7 @@ class _Worker:
                 done = self._run(frame)
                 self._channel.send(done)
                 if isinstance(done, Done) and done.prepares:
-                    self._prepare(frame)
-                    self._channel.send(Prepared())
+                    self._channel.send(Prepared(bloated=self._prepare(frame)))
             except ChannelClosedError:
                 return
 
@@ -176,7 +176,7 @@ class _Worker:
         )
         session = Session(limits.host_calls, limits.log_bytes, self._egress, capture.log)
         self._clock.begin(capture, limits.timeout_ms / 1000, streamed=frame.streamed)
-        spent, peak, bloated = 0, 0, False
+        spent, peak, bloated, prepares = 0, 0, False, False
         try:
             if frame.input_schema is not None:
                 found = schema.violations(frame.input_schema, json.loads(frame.params), MAX_VIOLATIONS)
@@ -199,12 +199,17 @@ class _Worker:
                 peak = guest.memory_bytes() or max(self._memory.data_bytes() - base, 0)
             finally:
                 self._host.session = None
-                guest.close()
             ended = _conclude(
                 ended, limits, capture, session, left=left, peak=peak, expired=self._clock.expired
             )
             ended = _checked(ended, frame, capture)
-            bloated = self._memory.data_bytes() - self._memory_at_start > _BLOAT
+            prepares = not ended.trapped and self._preparable(artifact, frame.digest)
+            if prepares:
+                # An interpreter's memory takes a while to free: the answer need not wait for it.
+                self._finished = guest
+            else:
+                guest.close()
+                bloated = self._is_bloated()
         except MemoryError:
             ended = Ended(Outcome.MEMORY_EXCEEDED, "the worker ran out of memory beside the tool's own")
             bloated = True
@@ -224,7 +229,7 @@ class _Worker:
             exit_code=ended.exit_code,
             trapped=ended.trapped,
             bloated=bloated,
-            prepares=not ended.trapped and not bloated and self._preparable(artifact, frame.digest),
+            prepares=prepares,
             fuel_consumed=spent,
             peak_memory_bytes=peak,
             host_calls=session.calls,
@@ -268,8 +273,19 @@ class _Worker:
             and digest not in self._unpreparable
         )
 
-    def _prepare(self, frame: RunFrame) -> None:
-        """Instantiate ahead what ran last; control replaces a worker that is not back from here soon."""
+    def _is_bloated(self) -> bool:
+        return self._memory.data_bytes() - self._memory_at_start > _BLOAT
+
+    def _prepare(self, frame: RunFrame) -> bool:
+        """Free the last instance and make the next; control replaces a worker that is not back soon.
+
+        Returns whether the worker is bloated.
+        """
+        if self._finished is not None:
+            self._finished.close()
+            self._finished = None
+        if self._is_bloated():
+            return True
         artifact = self._artifacts.get(frame.digest)
         assert artifact is not None
         base = self._memory.data_bytes()
@@ -281,8 +297,9 @@ class _Worker:
             # Its start does more than starting. It is instantiated with the call, in the call's own time.
             self._unpreparable.add(frame.digest)
             guest.close()
-            return
+            return False
         self._prepared = _Prepared(frame.digest, frame.limits, guest, function, base)
+        return False
 
 
 def _conclude(
