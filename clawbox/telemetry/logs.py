@@ -70,9 +70,10 @@ def configure_logging(settings: LoggingSettings, stream: TextIO | None = None) -
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    # These two say at INFO and DEBUG what our own entries already say.
-    logging.getLogger("asyncio").setLevel(max(level, logging.WARNING))
-    logging.getLogger("grpc").setLevel(max(level, logging.WARNING))
+    # These say at INFO and DEBUG what our own entries already say. And a log file in a folder that watchfiles
+    # watches would grow for ever: each entry about a change is a change.
+    for name in ("asyncio", "grpc", "watchfiles"):
+        logging.getLogger(name).setLevel(max(level, logging.WARNING))
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.make_filtering_bound_logger(level),
