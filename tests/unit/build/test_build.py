@@ -9,13 +9,16 @@ import select
 import shutil
 import sys
 from importlib import metadata
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from clawbox.wasm.build import LANGUAGES, BuildError, Project, build, new, node
 from clawbox.wasm.build.commands import run_command
 from clawbox.wasm.manifest import Manifest
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def nothing_to_say(_: str) -> None:
