@@ -92,6 +92,14 @@ async def build_server(config: Config) -> AsyncIterator[RunningServer]:
         compiler = await stack.enter_async_context(
             Compiler(config.sandbox.cache_dir, timeout_ms=config.sandbox.compile_timeout_ms)
         )
+        pool = await stack.enter_async_context(
+            WorkerPool(
+                workers=config.sandbox.workers,
+                max_concurrent=config.server.max_concurrent_executions,
+                uids=_uids(config),
+                observer=_PoolMetrics(metrics),
+            )
+        )
         catalog = await stack.enter_async_context(
             Catalog(
                 config.sandbox.tool_dir,
@@ -102,14 +110,7 @@ async def build_server(config: Config) -> AsyncIterator[RunningServer]:
                 builtin_dir=BUILTIN_FOLDER if config.sandbox.builtin_tools else None,
                 watch=config.sandbox.watch_tools,
                 on_load=metrics.tool_compiled,
-            )
-        )
-        pool = await stack.enter_async_context(
-            WorkerPool(
-                workers=config.sandbox.workers,
-                max_concurrent=config.server.max_concurrent_executions,
-                uids=_uids(config),
-                observer=_PoolMetrics(metrics),
+                preload=pool.preload,
             )
         )
         metrics.watch_pool(pool.stats)

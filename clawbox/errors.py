@@ -250,7 +250,7 @@ class Reason(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class FieldViolation:
-    """One field that is wrong: its path, what is wrong, and which rule says so (``required``, ``pattern`` …)."""
+    """One wrong field: its path, what is wrong, and which rule says so (``required``, ``pattern`` …)."""
 
     field: str
     description: str

@@ -20,7 +20,7 @@ from clawbox.errors import ClawboxError, FieldViolation, Reason, invalid_field
 from clawbox.policy import PrincipalTerms, ToolCeiling, manifest_excess
 from clawbox.wasm.compiler import UPLOAD_TIMEOUT_MS, Compiler
 from clawbox.wasm.owners import Owners, Ownership
-from clawbox.wasm.shelf import OnLoad, Shelf
+from clawbox.wasm.shelf import OnLoad, Preload, Shelf
 from clawbox.wasm.tool_entry import LoadFailure, ReloadReport, ToolEntry, ToolState
 from clawbox.wasm.tool_files import NAME, StagedFile, ToolFileError, ToolFolder
 
@@ -64,7 +64,8 @@ class Catalog:
     """The tools of one server. An async context manager.
 
     ``find_principal`` gives a tool's owner as its token stands now. ``on_load`` is told ``loaded`` or
-    ``refused``, and the seconds that it took, for each version of each tool.
+    ``refused``, and the seconds that it took, for each version of each tool. ``preload`` is given each
+    version that comes into service.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Catalog:
         builtin_dir: Path | None = None,
         watch: bool = True,
         on_load: OnLoad = _unheard,
+        preload: Preload | None = None,
     ) -> None:
         self._folder = ToolFolder(tool_dir, builtin_dir, max_tool_bytes)
         self._owners = Owners(self._folder.owners_path)
@@ -89,6 +91,7 @@ class Catalog:
             find_principal=find_principal,
             watch=watch,
             on_load=on_load,
+            preload=preload,
         )
         self._compiler = compiler
         self._ceiling = ceiling
