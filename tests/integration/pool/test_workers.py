@@ -44,37 +44,6 @@ async def test_a_worker_serves_call_after_call_of_one_principal(pool, execute):
     assert worker.calls == 6
 
 
-async def test_no_worker_serves_two_principals(pool, execute):
-    served: dict[int, str] = {}
-    for owner in ("alice", "bob", "carol", "alice", "bob"):
-        await execute(wat.ECHO, owner=owner)
-        for worker in pool._workers:
-            if worker.owner is not None:
-                assert served.setdefault(worker.child.pid, worker.owner) == worker.owner
-    assert len(served) >= 3
-
-
-async def test_after_a_trap_the_worker_is_replaced_and_after_an_exit_it_is_not(
-    pool, execute, observer, forge
-):
-    await asyncio.gather(*(pool.preload(forge.tool(text)) for text in (wat.EXIT_3, wat.TRAP)))
-    await execute(wat.EXIT_3)
-    (worker,) = (worker for worker in pool._workers if worker.owner == "alice")
-    await execute(wat.TRAP)
-    assert worker.calls == 2
-    await observer.until(lambda: not worker.child.alive)
-    assert (await execute(wat.ECHO, b"1")).output == b"1"
-
-
-async def test_a_worker_is_replaced_when_it_served_enough(pool, execute, monkeypatch):
-    monkeypatch.setattr(pool_module, "CALLS_PER_WORKER", 3)
-    pids = set()
-    for _ in range(7):
-        await execute(wat.ECHO)
-        pids |= {worker.child.pid for worker in pool._workers if worker.owner == "alice"}
-    assert len(pids) >= 2
-
-
 async def test_killing_a_worker_loses_its_call_alone(pool, execute, observer):
     calls = [asyncio.create_task(execute(wat.SPIN, limits=LONG, owner=f"p{n}")) for n in range(2)]
     await eventually(lambda: len(busy(pool)) == 2)

@@ -37,13 +37,6 @@ def refused(number):
     return 0x50000 | number
 
 
-@pytest.mark.parametrize("architecture", [X86, ARM])
-def test_another_architectures_numbers_kill(architecture):
-    program = build(architecture, compute_only(7))
-    assert decide(program, 0x40000003, 1) == KILL  # i386: where 102 is socketcall
-    assert decide(program, X86.audit if architecture is ARM else ARM.audit, 1) == KILL
-
-
 def test_x32_kills():
     assert decide(build(X86, compute_only(7)), X86.audit, 0x40000000) == KILL
 
