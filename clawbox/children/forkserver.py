@@ -1,7 +1,7 @@
-"""The process that forks children of one kind: ``python -I -m clawbox.children.forkserver MODULE:OBJECT``.
+"""The process that forks children of one kind.
 
-Started by :class:`clawbox.children.launcher.Launcher` with an empty environment and one descriptor, whose
-number is the second argument.
+Started by :class:`clawbox.children.launcher.Launcher` with an empty environment; its arguments are
+``MODULE:OBJECT``, which names the kind, and the number of the descriptor over which control speaks.
 It is trusted, never runs what a child runs, and has one thread, so that forking it is safe. It opens a
 pidfd for each child before it can possibly reap it: a process id that is handed out later could name another
 process by then. When control is gone it ends, and the kernel ends its children (PR_SET_PDEATHSIG).
@@ -188,7 +188,3 @@ def _settle_memory() -> None:
     """Keep the collector in children from writing to, and so copying, what they share with this process."""
     gc.collect()
     gc.freeze()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -9,11 +9,11 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
+from clawbox.children import program
 from clawbox.children.requests import (
     MAX_PACKET_BYTES,
     Exited,
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from clawbox.children.kind import ForkServerStatus
 
 _log = logging.getLogger(__name__)
+
+_FORKSERVER = "clawbox.children.forkserver"
 
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 10.0
@@ -94,12 +96,6 @@ class Child:
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
         self._dead.set_result(None)
-
-
-def command(kind: str, descriptor: int) -> list[str]:
-    """How a forkserver is started: isolated from the user's environment, and with nothing written to disk."""
-    module = "clawbox.children.forkserver"
-    return [sys.executable, "-I", "-B", "-X", "utf8", "-m", module, kind, str(descriptor)]
 
 
 class Launcher:
@@ -258,7 +254,7 @@ class Launcher:
         ours.setblocking(False)  # noqa: FBT003
         with ours, theirs:
             process = subprocess.Popen(  # noqa: ASYNC220 - it returns once the program runs
-                command(self._kind, theirs.fileno()),
+                program.command(_FORKSERVER, self._kind, str(theirs.fileno())),
                 env={},
                 cwd="/",
                 stdin=subprocess.DEVNULL,

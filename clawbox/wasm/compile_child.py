@@ -1,11 +1,11 @@
-"""Compiles one WebAssembly binary in a process of its own: ``python -I -m clawbox.wasm.compile_child``.
+"""Compiles one WebAssembly binary in a process of its own, which ``clawbox.wasm.compiler`` starts.
 
 A compiler that reads hostile bytes is a parser with a large surface: 28 KB took 8.9 s and 834 MB
 (docs/security.md, 90). So it is a fresh process with an empty environment and limits on memory and processor
 time, without network, privileges, or a way to open a file, before it reads the first byte. (Compiling after a
 fork hung.)
 
-The order is one JSON object in ``argv[1]``, :class:`Order`. The binary comes on descriptor 0. The answer on
+The order is one JSON object as the argument, :class:`Order`. The binary comes on descriptor 0. The answer on
 descriptor 1 is four bytes of length (big-endian), :class:`Answer` as JSON, and then the artifact.
 """
 
@@ -74,9 +74,9 @@ def compile_binary(engine: wasmtime.Engine, binary: bytes) -> tuple[Abi, bytearr
     return check_module(engine, module), module.serialize()
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Take the order, give up everything that compiling does not need, compile, answer."""
-    order = msgspec.json.decode(sys.argv[1].encode(), type=Order)
+    order = msgspec.json.decode(arguments[0], type=Order)
     linux.set_process_name("clawbox-compile")
     config = engine_config()
     config.parallel_compilation = order.trusted
@@ -151,7 +151,3 @@ def _answer(answer: Answer, artifact: bytes | bytearray = b"") -> None:
         view = memoryview(part)
         while view:
             view = view[os.write(1, view) :]
-
-
-if __name__ == "__main__":
-    main()

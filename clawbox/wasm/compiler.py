@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Self
 import msgspec
 import structlog
 
+from clawbox.children import program
 from clawbox.config.running import default_cache_dir
 from clawbox.errors import ClawboxError, Reason
 from clawbox.wasm.cache import Artifact, ArtifactCache, CacheError
@@ -194,11 +195,7 @@ def _digest(binary: bytes) -> str:
 async def _run_child(order: Order, binary: bytes, *, timeout: float | None) -> _Ended:  # noqa: ASYNC109
     """Run one compile process to its end; whatever happens here, it is dead and reaped afterwards."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-I",
-        "-m",
-        "clawbox.wasm.compile_child",
-        msgspec.json.encode(order).decode(),
+        *program.command("clawbox.wasm.compile_child", msgspec.json.encode(order).decode()),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

@@ -13,7 +13,6 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from clawbox.children import launcher as launcher_module
 from clawbox.children.enforcement import can_have_own_uids
 from clawbox.children.linux import CAP_SYS_ADMIN, CAP_SYS_CHROOT, has_capability
 from clawbox.children.seccomp import build, compute_only
@@ -23,7 +22,7 @@ from clawbox.wasm.model import Abi, Outcome, Run
 from clawbox.wasm.pool import WorkerPool
 from tests.integration.pool.conftest import LIMITS
 from tests.integration.pool.test_workers import LONG, busy, eventually
-from tests.unit.children.conftest import ROOT, Probe, importable
+from tests.unit.children.conftest import ROOT, Probe
 from tests.unit.children.test_seccomp import ARM, KILL, X86, decide
 from tests.unit.wasm import wat
 
@@ -174,8 +173,7 @@ def test_rule_64_what_shares_a_workers_uid_cannot_read_it(tmp_path):
         "import asyncio, os, sys\n"
         f"sys.path.insert(0, {ROOT!r})\n"
         "from clawbox.children import launcher as m\n"
-        "from tests.unit.children.conftest import importable, PROBE, Probe\n"
-        "m.command = importable\n"
+        "from tests.unit.children.conftest import PROBE, Probe\n"
         "async def main():\n"
         "    async with m.Launcher(PROBE, None) as launcher:\n"
         "        probe = await Probe.start(launcher)\n"
@@ -211,7 +209,6 @@ async def test_rule_64_workers_that_crash_again_and_again_are_not_started_for_ev
     forge, observer, uids, monkeypatch
 ):
     monkeypatch.setattr(pool_module, "KIND", "tests.security.crashing_kind:KIND")
-    monkeypatch.setattr(launcher_module, "command", importable)
     run = Run(forge.tool(wat.ECHO), "alice", b"1", LIMITS)
     async with (
         WorkerPool(workers=1, max_concurrent=1, uids=uids, observer=observer) as pool,

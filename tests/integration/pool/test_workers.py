@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from clawbox.children import launcher as launcher_module
+from clawbox.children import program
 from clawbox.children.enforcement import can_have_own_uids
 from clawbox.children.uids import UidRange
 from clawbox.errors import ClawboxError, Reason
@@ -185,13 +185,13 @@ async def test_the_forkserver_may_die(pool, execute, observer):
 async def test_a_forkserver_that_cannot_start_fails_calls_with_a_time_to_try_again(forge, monkeypatch):
     monkeypatch.setattr(pool_module, "KIND", "clawbox.no_such_module:KIND")
     starts: list[str] = []
-    real = launcher_module.command
+    real = program.command
 
-    def counted(kind, descriptor):
-        starts.append(kind)
-        return real(kind, descriptor)
+    def counted(module, *arguments):
+        starts.append(module)
+        return real(module, *arguments)
 
-    monkeypatch.setattr(launcher_module, "command", counted)
+    monkeypatch.setattr(program, "command", counted)
     async with WorkerPool(workers=1, max_concurrent=1, uids=None) as pool:
         for _ in range(3):
             with pytest.raises(ClawboxError) as caught:

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from clawbox.children import launcher as launcher_module
 from clawbox.children.channel import FrameError
 from clawbox.children.launcher import ChildrenUnavailableError, Launcher, LoadFailedError
 from clawbox.children.uids import UidRange, UidsExhaustedError
-from tests.unit.children.conftest import Probe
+from tests.unit.children.conftest import ROOT, Probe
 
 
 def open_descriptors():
@@ -90,10 +89,9 @@ async def test_a_dead_forkserver_takes_its_children_and_is_replaced(launcher):
 async def test_when_control_dies_its_children_do(tmp_path):
     code = (
         "import asyncio, sys\n"
-        f"sys.path.insert(0, {str(launcher_module.__file__).split('/clawbox/')[0]!r})\n"
+        f"sys.path.insert(0, {ROOT!r})\n"
         "from clawbox.children import launcher as m\n"
-        "from tests.unit.children.conftest import importable, PROBE, Probe\n"
-        "m.command = importable\n"
+        "from tests.unit.children.conftest import PROBE, Probe\n"
         "async def main():\n"
         "    async with m.Launcher(PROBE, None) as launcher:\n"
         "        probe = await Probe.start(launcher)\n"
