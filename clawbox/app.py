@@ -77,6 +77,7 @@ async def build_server(config: Config) -> AsyncIterator[RunningServer]:
     metrics = Metrics()
     tokens = TokenTable.of(config)
     ceiling = tool_ceiling(config)
+    uids = _uids(config)
     async with contextlib.AsyncExitStack() as stack:
         audit = await stack.enter_async_context(
             AuditLog(
@@ -90,13 +91,13 @@ async def build_server(config: Config) -> AsyncIterator[RunningServer]:
         endpoint = await stack.enter_async_context(MetricsEndpoint(config.metrics, metrics))
         await stack.enter_async_context(watch_tokens(tokens, config))
         compiler = await stack.enter_async_context(
-            Compiler(config.sandbox.cache_dir, timeout_ms=config.sandbox.compile_timeout_ms)
+            Compiler(config.sandbox.cache_dir, timeout_ms=config.sandbox.compile_timeout_ms, uids=uids)
         )
         pool = await stack.enter_async_context(
             WorkerPool(
                 workers=config.sandbox.workers,
                 max_concurrent=config.server.max_concurrent_executions,
-                uids=_uids(config),
+                uids=uids,
                 observer=_PoolMetrics(metrics),
             )
         )

@@ -52,20 +52,20 @@ def confine(confinement: Confinement, *, keep: Iterable[int], name: str) -> None
     os.umask(0o077)
     linux.set_process_name(name)
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    _limit_resources(own_uid=confinement.uid is not None)
+    limit_resources(own_uid=confinement.uid is not None)
     if confinement.empty_root is not None:
         os.fchdir(confinement.empty_root)
         os.chroot(".")
     os.chdir("/")
     close_descriptors({*keep, null})
-    _drop_privileges(confinement.uid)
+    drop_privileges(confinement.uid)
     linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
     linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != confinement.forkserver:
         raise ConfinementError("the forkserver is gone")
     # After the uid changed, which sets it back to what fs.suid_dumpable says.
     linux.prctl(linux.PR_SET_DUMPABLE, 0)
-    _check(confinement.uid)
+    check_privileges(confinement.uid)
     architecture = seccomp.ARCHITECTURES.get(platform.machine())
     if architecture is None:
         raise ConfinementError(f"no system call filter is known for {platform.machine()}")
@@ -86,7 +86,8 @@ def close_descriptors(keep: Iterable[int]) -> None:
     os.closerange(first, (1 << 31) - 1)
 
 
-def _limit_resources(*, own_uid: bool) -> None:
+def limit_resources(*, own_uid: bool) -> None:
+    """Bound what any child could use up or leave behind; ``own_uid``: no other process has its uid."""
     limits = {
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_FSIZE: 0,
@@ -104,7 +105,11 @@ def _limit_resources(*, own_uid: bool) -> None:
     resource.setrlimit(resource.RLIMIT_STACK, (stack, hard))
 
 
-def _drop_privileges(uid: int | None) -> None:
+def drop_privileges(uid: int | None) -> None:
+    """Give up every capability and supplementary group, and become ``uid`` (None: keep the server's).
+
+    The caller then sets no_new_privs and calls :func:`check_privileges`.
+    """
     if linux.has_capability(linux.CAP_SETPCAP):
         for capability in linux.bounding_set():
             linux.prctl(linux.PR_CAPBSET_DROP, capability)
@@ -117,8 +122,11 @@ def _drop_privileges(uid: int | None) -> None:
     linux.drop_capabilities()
 
 
-def _check(uid: int | None) -> None:
-    """Fail closed: believe what the kernel says now, not that the calls above did not fail."""
+def check_privileges(uid: int | None) -> None:
+    """Raise :class:`ConfinementError` unless everything that :func:`drop_privileges` gives up is gone.
+
+    Fail closed: believe what the kernel says now, not that the calls did not fail.
+    """
     if any(linux.capabilities()):
         raise ConfinementError("capabilities are left")
     if uid is not None:

@@ -24,6 +24,12 @@ import wasmtime
 from wasmtime import component
 
 from clawbox.children import linux, seccomp
+from clawbox.children.confine import (
+    check_privileges,
+    close_descriptors,
+    drop_privileges,
+    limit_resources,
+)
 from clawbox.wasm.engine import engine_config
 from clawbox.wasm.interface import (
     COMPONENT_MAGIC,
@@ -45,8 +51,8 @@ class Order(msgspec.Struct, frozen=True):
     """Part of this program's own set-up: no limits, and as many threads as there are cores."""
     parent: int
     """Process id of the server: when it is gone, so is this process."""
-    uid: int
-    """Unprivileged user to become, where this process may."""
+    uid: int | None
+    """Unprivileged user and group to become, which no other process has; None keeps the server's."""
     data_bytes: int
     """RLIMIT_DATA: private memory."""
     cpu_seconds: int
@@ -107,22 +113,21 @@ _WARM_UP = '(module (memory (export "memory") 1) (func (export "_start")))'
 
 
 def _confine(order: Order) -> None:
-    """No network, no privileges, no new programs, bounded memory and time; raises OSError."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    """No network, no privileges, no new programs, bounded memory and time.
+
+    Raises OSError and ConfinementError.
+    """
+    limit_resources(own_uid=order.uid is not None)
     resource.setrlimit(resource.RLIMIT_CPU, (order.cpu_seconds, order.cpu_seconds + 1))
     resource.setrlimit(resource.RLIMIT_DATA, (order.data_bytes, order.data_bytes))
     if linux.has_capability(linux.CAP_SYS_ADMIN):
         linux.unshare(linux.CLONE_NEWNET | linux.CLONE_NEWIPC)
-    if linux.has_capability(linux.CAP_SETGID):
-        os.setgroups([])
-        os.setresgid(order.uid, order.uid, order.uid)
-    if linux.has_capability(linux.CAP_SETUID):
-        os.setresuid(order.uid, order.uid, order.uid)
-    linux.drop_capabilities()
-    linux.prctl(linux.PR_SET_DUMPABLE, 0)
+    close_descriptors(())
+    drop_privileges(order.uid)
     linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
-    if any(linux.capabilities()):
-        raise OSError(errno.EPERM, "capabilities are left")
+    # After the uid changed, which sets it back to what fs.suid_dumpable says.
+    linux.prctl(linux.PR_SET_DUMPABLE, 0)
+    check_privileges(order.uid)
 
 
 def _filter_system_calls() -> None:

@@ -12,14 +12,15 @@ from pathlib import Path
 import pytest
 import wasmtime
 
+from clawbox.children.enforcement import can_have_own_uids
 from clawbox.errors import ClawboxError, Code, Reason
 from clawbox.wasm.cache import ArtifactCache
 from clawbox.wasm.compiler import Compiler
 from clawbox.wasm.engine import new_engine
 from clawbox.wasm.model import Abi
-from tests.unit.compiler.conftest import COMMAND, bomb
+from tests.unit.compiler.conftest import COMMAND, FIRST_UID, bomb, command
 from tests.unit.compiler.test_cache import rewrite
-from tests.unit.compiler.test_compiler import children, one_child, refusal
+from tests.unit.compiler.test_compiler import children, one_child, refusal, status_of
 
 
 def seen_by_root(pid: int) -> tuple[bool, bytes, str]:
@@ -62,8 +63,9 @@ async def test_rule_90_the_compile_process_has_no_privileges(compiler):
     assert all(int(status[caps], 16) == 0 for caps in ("CapEff", "CapPrm", "CapInh", "CapAmb"))
     assert status["Threads"] == "1"
     if os.geteuid() == 0:
-        assert status["Uid"].split() == ["65534"] * 4
-        assert status["Gid"].split() == ["65534"] * 4
+        assert status["Uid"].split() == [str(FIRST_UID)] * 4
+        assert status["Gid"].split() == [str(FIRST_UID)] * 4
+        assert int(status["CapBnd"], 16) == 0
         assert status["Groups"].split() == []
         same_network, environment, limits = seen_by_root(pid)
         assert not same_network
@@ -72,6 +74,24 @@ async def test_rule_90_the_compile_process_has_no_privileges(compiler):
         assert "Max core file size        0 " in limits
     slow.cancel()
     await asyncio.wait([slow])
+
+
+async def test_rule_64_each_compile_process_has_a_uid_of_its_own(compiler):
+    bombs = [bomb(functions=100, locals_=1000, blocks=1000 + n) for n in range(2)]
+    slow = [asyncio.create_task(compiler.compile(binary)) for binary in bombs]
+    seen: set[str] = set()
+    different = 2 if can_have_own_uids() else 1  # weaker, and reported as such
+    async with asyncio.timeout(30):
+        while len(seen) < different:
+            statuses = [status_of(pid) for pid in children()]
+            seen |= {status["Uid"] for status in statuses if status.get("Seccomp") == "2"}
+            await asyncio.sleep(0.005)
+    for task in slow:
+        task.cancel()
+    await asyncio.wait(slow)
+    # They came back: four more at three uids.
+    for n in range(4):
+        assert (await compiler.compile(command(n))).abi is Abi.COMMAND_MODULE
 
 
 async def test_rule_90_the_server_names_the_artifact_by_the_bytes_that_it_read(compiler):
