@@ -199,9 +199,10 @@ class Host:
         linker.define_wasi()
         i32 = wasmtime.ValType.i32()
         call = wasmtime.FuncType([i32, i32, i32, i32], [i32])
-        linker.define_func(interface.CLAWBOX_MODULE, "host_call", call, self._host_call, access_caller=True)
+        where = interface.CLAWBOX_MODULE
+        linker.define_func(where, "host_call", call, self._host_call, access_caller=True)
         read = wasmtime.FuncType([i32, i32, i32], [i32])
-        linker.define_func(interface.CLAWBOX_MODULE, "host_call_read", read, self._host_call_read, access_caller=True)
+        linker.define_func(where, "host_call_read", read, self._host_call_read, access_caller=True)
         return linker
 
     def component_linker(self, engine: wasmtime.Engine) -> component.Linker:
