@@ -20,7 +20,7 @@ import uuid
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+_Reply = TypeVar("_Reply")
 
 PUBLIC_READ_SECONDS = 10.0
 """How long a caller without a token may be silent before its next message."""
@@ -145,64 +147,39 @@ class _Steps:
     def handler(self) -> Handler:
         """What gRPC calls: streams of bytes on the way in, bytes on the way out, whatever the arity."""
         if self._response_streaming:
-            return grpc.stream_stream_rpc_method_handler(self._many_replies())
-        return grpc.stream_unary_rpc_method_handler(self._one_reply())
+            return grpc.stream_stream_rpc_method_handler(self._many_replies)
+        return grpc.stream_unary_rpc_method_handler(self._one_reply)
 
-    def _one_reply(self) -> Callable[[object, Context], Awaitable[bytes]]:
-        """A coroutine function for methods with one reply."""
+    async def _one_reply(self, _stream: object, context: Context) -> bytes:
+        # A caller that is gone has no reply; grpc.aio still wants something to not send.
+        return await self._serve(context, self._answer) or b""
 
-        async def serve(_stream: object, context: Context) -> bytes:
-            call, authorization = self._begin(context)
+    async def _many_replies(self, _stream: object, context: Context) -> None:
+        await self._serve(context, self._stream)
+
+    async def _serve(
+        self, context: Context, handle: Callable[[Any, Context], Awaitable[_Reply]]
+    ) -> _Reply | None:
+        """Take one call through every step; None when it ended with another status than OK."""
+        call, authorization = self._begin(context)
+        try:
+            release = self._admit(call, authorization)
             try:
-                release = self._admit(call, authorization)
+                request = await self._request(context)
+                if not self._method.execution:
+                    return await handle(request, context)
+                await self._place(call)
                 try:
-                    request = (
-                        self._requests(context) if self._request_streaming else await self._read(context)
-                    )
-                    if not self._method.execution:
-                        return await self._answer(request, context)
-                    await self._place(call)
-                    try:
-                        return await self._answer(request, context)
-                    finally:
-                        self._edge.executions.release()
+                    return await handle(request, context)
                 finally:
-                    release()
-            except BaseException as error:  # noqa: BLE001 - what may pass is decided there
-                await _fail(call, context, error)
-                return b""  # the caller is gone; grpc.aio still wants something to not send
+                    self._edge.executions.release()
             finally:
-                self._end(call)
-
-        return serve
-
-    def _many_replies(self) -> Callable[[object, Context], Awaitable[None]]:
-        """A coroutine function for methods with streamed replies."""
-
-        async def serve(_stream: object, context: Context) -> None:
-            call, authorization = self._begin(context)
-            try:
-                release = self._admit(call, authorization)
-                try:
-                    request = (
-                        self._requests(context) if self._request_streaming else await self._read(context)
-                    )
-                    if not self._method.execution:
-                        await self._stream(request, context)
-                        return
-                    await self._place(call)
-                    try:
-                        await self._stream(request, context)
-                    finally:
-                        self._edge.executions.release()
-                finally:
-                    release()
-            except BaseException as error:  # noqa: BLE001 - what may pass is decided there
-                await _fail(call, context, error)
-            finally:
-                self._end(call)
-
-        return serve
+                release()
+        except BaseException as error:  # noqa: BLE001 - what may pass is decided there
+            await _fail(call, context, error)
+            return None
+        finally:
+            self._end(call)
 
     # Request id and metrics
 
