@@ -322,7 +322,9 @@ class AuditLog:
         try:
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise _unavailable(self._folder, "another server writes there") from None
+            raise _unavailable(
+                self._folder, "a server that is running writes there: stop it, or set logging.audit_dir"
+            ) from None
         self._fd = self._open_current()
         torn = self._find_end()
         if (first := first_sequence(self._folder / CURRENT)) is not None:

@@ -139,7 +139,7 @@ def _server_section(file: Path) -> dict[str, object]:
         return section if isinstance(section, dict) else {}
     raise CliError(
         f"{file}, which says where the server is, cannot be read: {problem}",
-        hint="Mend it (`clawbox config check`), or say --address HOST:PORT",
+        hint="`clawbox config check` says more; --address HOST:PORT does without it",
     )
 
 

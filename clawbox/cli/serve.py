@@ -42,12 +42,13 @@ def serve(
     settings = load(config, overrides=overrides).config
 
     from clawbox.app import serve as serve_forever  # noqa: PLC0415 - the whole server, after what is quick to refuse
+    from clawbox.errors import ClawboxError  # noqa: PLC0415
     from clawbox.rpc.listeners import ListenError  # noqa: PLC0415
     from clawbox.wasm.tool_files import ToolFileError  # noqa: PLC0415
 
     try:
         serve_forever(settings)
-    except (ListenError, ToolFileError, OSError) as error:
+    except (ClawboxError, ListenError, ToolFileError, OSError) as error:
         where = (
             f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
         )

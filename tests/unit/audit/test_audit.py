@@ -190,7 +190,7 @@ def test_a_head_that_is_none_is_said(tmp_path):
 
 async def test_two_servers_cannot_write_one_log(tmp_path):
     async with AuditLog(tmp_path):
-        with pytest.raises(ClawboxError, match="another server") as caught:
+        with pytest.raises(ClawboxError, match="a server that is running writes there") as caught:
             await written(tmp_path, 1)
     assert caught.value.reason is Reason.AUDIT_UNAVAILABLE
     await written(tmp_path, 1)
