@@ -83,7 +83,8 @@ demo: setup  ## Show what clawbox does, with a server of its own on this machine
 	@$(BIN)/python -m examples.demo
 
 .PHONY: serve
-serve: setup  ## Run a server in the foreground (settings: clawbox init, docs/settings.md)
+serve: setup  ## Run a server in the foreground; the first time, make its settings and token in ~/.clawbox
+	@[ -n "$${CLAWBOX_CONFIG:-}" ] || [ -e ~/.clawbox ] || $(BIN)/clawbox init
 	@$(BIN)/clawbox serve
 
 .PHONY: bench
