@@ -98,6 +98,7 @@ async def build_server(config: Config) -> AsyncIterator[RunningServer]:
                 workers=config.sandbox.workers,
                 max_concurrent=config.server.max_concurrent_executions,
                 uids=uids,
+                max_memory_bytes=config.sandbox.max_memory_mb << 20,
                 observer=_PoolMetrics(metrics),
             )
         )

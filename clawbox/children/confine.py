@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 MAX_DESCRIPTORS = 128
 MAX_THREADS = 32
 STACK_BYTES = 8 << 20
+ADDRESS_SPACE_BYTES = 32 << 30
+"""What may be mapped: a guest's memory reserves 4 GiB, and page tables of mere mappings cost memory too."""
 
 
 class ConfinementError(Exception):
@@ -37,6 +39,8 @@ class Confinement:
     """Descriptor of an empty directory to become the root."""
     forkserver: int
     """Process id of the forkserver: when it is gone, so is the child."""
+    data_bytes: int
+    """Most private memory that it can ever allow itself beside what it inherits (RLIMIT_DATA, hard)."""
 
 
 def confine(confinement: Confinement, *, keep: Iterable[int], name: str) -> None:
@@ -53,6 +57,7 @@ def confine(confinement: Confinement, *, keep: Iterable[int], name: str) -> None
     linux.set_process_name(name)
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     limit_resources(own_uid=confinement.uid is not None)
+    _limit_memory(confinement.data_bytes)
     if confinement.empty_root is not None:
         os.fchdir(confinement.empty_root)
         os.chroot(".")
@@ -98,11 +103,26 @@ def limit_resources(*, own_uid: bool) -> None:
     if own_uid:
         # The limit counts all processes of a uid, so it says something only about a uid of one's own.
         limits[resource.RLIMIT_NPROC] = MAX_THREADS
+    _, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    limits[resource.RLIMIT_STACK] = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
     for which, value in limits.items():
         resource.setrlimit(which, (value, value))
-    _, hard = resource.getrlimit(resource.RLIMIT_STACK)
-    stack = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
-    resource.setrlimit(resource.RLIMIT_STACK, (stack, hard))
+
+
+def _limit_memory(data_bytes: int) -> None:
+    """Both limits are hard, so that whatever takes the child over cannot raise them (docs/security.md, 92).
+
+    The filter refuses the mappings that RLIMIT_DATA does not count.
+    """
+    with open("/proc/self/statm", "rb", buffering=0) as statm:  # noqa: PTH123
+        mapped, data = linux.read_statm(statm.fileno())
+    for which, value in (
+        (resource.RLIMIT_DATA, data + data_bytes),
+        (resource.RLIMIT_AS, mapped + data_bytes + ADDRESS_SPACE_BYTES),
+    ):
+        _, hard = resource.getrlimit(which)
+        limit = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(which, (limit, limit))
 
 
 def drop_privileges(uid: int | None) -> None:

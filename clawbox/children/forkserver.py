@@ -110,7 +110,8 @@ class _ForkServer:
             self._send(Forked(request.id, error=str(error)))
             return
         if pid == 0:
-            self._become_child(Confinement(request.uid, self._empty_root, forkserver), channel.fileno())
+            confinement = Confinement(request.uid, self._empty_root, forkserver, request.data_bytes)
+            self._become_child(confinement, channel.fileno())
         pidfd = os.pidfd_open(pid)
         self._children[pidfd] = pid
         self._poll.register(pidfd, select.POLLIN)

@@ -36,6 +36,7 @@ _log = logging.getLogger(__name__)
 
 _FORKSERVER = "clawbox.children.forkserver"
 
+DATA_BYTES = 1 << 30
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 10.0
 FAILURES_TOLERATED = 3
@@ -102,14 +103,23 @@ class Launcher:
     """Runs the forkserver of one kind while entered, and starts another when it dies.
 
     ``kind`` is ``"module:object"``; ``uids`` is None where children cannot have uids of their own.
+    ``data_bytes`` is the most private memory that a child can ever have beside what it inherits.
     ``changed`` is called whenever a forkserver came or went. Leaving kills every child and returns when
     all of them are dead.
     """
 
-    def __init__(self, kind: str, uids: UidRange | None, changed: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        uids: UidRange | None,
+        changed: Callable[[], None] = lambda: None,
+        *,
+        data_bytes: int = DATA_BYTES,
+    ) -> None:
         self._kind = kind
         self._uids = uids
         self._changed = changed
+        self._data_bytes = data_bytes
         self._socket: socket.socket | None = None
         self._status: ForkServerStatus | None = None
         self._loaded: frozenset[str] = frozenset()
@@ -194,7 +204,7 @@ class Launcher:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             with theirs:
-                self._send(control, Fork(number, uid), theirs.fileno())
+                self._send(control, Fork(number, uid, self._data_bytes), theirs.fileno())
             child = await answer
         except BaseException:
             # If it is forked after all, it is killed as soon as it is known (see _forked).

@@ -143,6 +143,9 @@ class Rule:
 
 
 _PROT_EXEC: Final = 4
+# Shared memory and memory that grows downwards are not counted against RLIMIT_DATA.
+_MAP_SHARED: Final = 0x001
+_MAP_GROWSDOWN: Final = 0x100
 _CLONE_THREAD: Final = 0x0001_0000
 _CLONE_NAMESPACES: Final = 0x7E02_0080
 _DESCRIPTOR_COMMANDS: Final = (1, 2, 3, 1030)  # F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC
@@ -152,11 +155,15 @@ def compute_only(pid: int) -> tuple[Rule, ...]:
     """The rules of a child that computes and speaks over descriptors it already has, and nothing else.
 
     No call that creates a socket, opens a path, starts a process or a program, or names another process is
-    among them; memory can be mapped but never made executable; threads can be started (WASI's timers need
-    one). ``pid`` is the child's own: a signal that ``abort`` sends to itself is the only one allowed.
+    among them; memory can be mapped, but neither shared nor ever made executable; threads can be started
+    (WASI's timers need one). ``pid`` is the child's own: a signal that ``abort`` sends to itself is the only
+    one allowed.
     """
     conditional = {
-        "mmap": (Condition(2, Test.NO_BIT, (_PROT_EXEC,)),),
+        "mmap": (
+            Condition(2, Test.NO_BIT, (_PROT_EXEC,)),
+            Condition(3, Test.NO_BIT, (_MAP_SHARED | _MAP_GROWSDOWN,)),
+        ),
         "mprotect": (Condition(2, Test.NO_BIT, (_PROT_EXEC,)),),
         "clone": (
             Condition(0, Test.ANY_BIT, (_CLONE_THREAD,)),

@@ -26,6 +26,11 @@ MAX_MESSAGE_CHARS = 4096
 
 MAX_VIOLATIONS = 20
 
+_DATA_ALLOWANCE = 64 << 20
+"""Memory of a worker beside what the guest holds: copies of small inputs and outputs, thread stacks."""
+_HOST_COPIES = 3
+"""How often what a guest returns exists outside of it for a moment, while it is lifted and checked."""
+
 FRAME_ALLOWANCE_BYTES = 256 << 10
 """What a frame of a worker may hold beside the bytes that the limits of a run count."""
 
@@ -113,6 +118,12 @@ class ArtifactSpec(msgspec.Struct, frozen=True):
 
     abi: Abi
     path: str
+
+
+def data_allowance(limits: Limits, params_bytes: int) -> int:
+    """Private memory that a worker may have for a run beside what it had before (docs/security.md, 92)."""
+    streams = limits.stdout_bytes + limits.stderr_bytes + limits.log_bytes
+    return (1 + _HOST_COPIES) * limits.memory_bytes + 4 * streams + 8 * params_bytes + _DATA_ALLOWANCE
 
 
 def frame_limit(limits: Limits) -> int:

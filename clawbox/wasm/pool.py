@@ -29,6 +29,7 @@ from clawbox.errors import ClawboxError, Reason
 from clawbox.wasm.call import Call
 from clawbox.wasm.messages import (
     FRAME_ALLOWANCE_BYTES,
+    MAX_CONTROL_FRAME_BYTES,
     MAX_VIOLATIONS,
     ArtifactSpec,
     Done,
@@ -37,9 +38,10 @@ from clawbox.wasm.messages import (
     Ready,
     Refused,
     Wrote,
+    data_allowance,
     frame_limit,
 )
-from clawbox.wasm.model import InvalidInputError, OnEvent, Outcome, Run, RunResult, ToolCode
+from clawbox.wasm.model import InvalidInputError, Limits, OnEvent, Outcome, Run, RunResult, ToolCode
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -53,6 +55,7 @@ T = TypeVar("T")
 
 KIND: Final = "clawbox.wasm.worker:KIND"
 CALLS_PER_WORKER: Final = 1000
+MAX_MEMORY_BYTES: Final = 1 << 30
 GRACE_SECONDS: Final = 0.1
 """How much longer than its limit a run may take before its worker is killed; the worker ends most itself."""
 OVERDUE_SECONDS: Final = 0.025
@@ -157,7 +160,8 @@ class WorkerPool:
     """Runs tools in workers while entered. Leaving ends every worker and every run.
 
     ``workers`` are kept warm (0: as many as there are cores); at most ``max_concurrent`` calls run at once.
-    ``uids`` is None where workers cannot have uids of their own.
+    ``uids`` is None where workers cannot have uids of their own. ``max_memory_bytes`` is the largest
+    ``Limits.memory_bytes`` of any run: no worker can ever allow itself much more.
     """
 
     def __init__(
@@ -166,12 +170,13 @@ class WorkerPool:
         workers: int,
         max_concurrent: int,
         uids: UidRange | None,
+        max_memory_bytes: int = MAX_MEMORY_BYTES,
         observer: PoolObserver | None = None,
     ) -> None:
         self._size = min(workers or os.cpu_count() or 1, max_concurrent)
         self._max = max_concurrent
         self._observer = observer
-        self._launcher = Launcher(KIND, uids, self._dispatch)
+        self._launcher = Launcher(KIND, uids, self._dispatch, data_bytes=_data_bytes(max_memory_bytes))
         self._spare: list[_Worker] = []
         self._idle: list[_Worker] = []  # longest idle first
         self._busy: set[_Worker] = set()
@@ -572,6 +577,12 @@ class WorkerPool:
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         return task
+
+
+def _data_bytes(max_memory_bytes: int) -> int:
+    """The hard limit of a worker: what the largest run may need, and an instance that was prepared for it."""
+    largest = Limits(timeout_ms=1, fuel=1, memory_bytes=max_memory_bytes)
+    return data_allowance(largest, MAX_CONTROL_FRAME_BYTES) + max_memory_bytes
 
 
 def _lost(worker: _Worker, call: Call, now: float) -> RunResult:

@@ -6,7 +6,6 @@ child, which is confined already: it can open nothing, and whatever is needed mu
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import threading
@@ -20,7 +19,7 @@ from wasmtime import component
 
 from clawbox.children.channel import BlockingChannel, ChannelClosedError
 from clawbox.children.kind import LoadError
-from clawbox.children.linux import Timer
+from clawbox.children.linux import Timer, read_statm
 from clawbox.wasm import schema
 from clawbox.wasm.artifacts import Artifact, Artifacts, CommandModule
 from clawbox.wasm.capture import Capture
@@ -36,14 +35,10 @@ from clawbox.wasm.messages import (
     Ready,
     Refused,
     RunFrame,
+    data_allowance,
 )
 from clawbox.wasm.model import Limits, Outcome, OutputStream
 
-_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
-_DATA_ALLOWANCE: Final = 64 << 20
-"""Memory of a worker beside what the guest holds: copies of small inputs and outputs, thread stacks."""
-_HOST_COPIES: Final = 3
-"""How often what a guest returns exists outside of it for a moment, while it is lifted and checked."""
 _BLOAT: Final = 16 << 20
 """A worker that keeps so much more memory than it had when it began is replaced."""
 _FLUSH_SECONDS: Final = 0.05
@@ -102,11 +97,11 @@ class _Memory:
         self.descriptor = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
 
     def data_bytes(self) -> int:
-        return int(os.pread(self.descriptor, 128, 0).split()[5]) * _PAGE
+        return read_statm(self.descriptor)[1]
 
     def allow(self, extra: int) -> None:
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        resource.setrlimit(resource.RLIMIT_DATA, (self.data_bytes() + extra, hard))
+        resource.setrlimit(resource.RLIMIT_DATA, (min(self.data_bytes() + extra, hard), hard))
 
 
 class _Prepared:
@@ -119,12 +114,6 @@ class _Prepared:
         self.guest = guest
         self.function = function
         self.base = base
-
-
-def _allowance(frame: RunFrame) -> int:
-    limits = frame.limits
-    streams = limits.stdout_bytes + limits.stderr_bytes + limits.log_bytes
-    return (1 + _HOST_COPIES) * limits.memory_bytes + 4 * streams + 8 * len(frame.params) + _DATA_ALLOWANCE
 
 
 class _Worker:
@@ -179,7 +168,7 @@ class _Worker:
         spent, peak, bloated, prepares = 0, 0, False, False
         try:
             if frame.input_schema is not None:
-                found = schema.violations(frame.input_schema, json.loads(frame.params), MAX_VIOLATIONS)
+                found = schema.violations(frame.input_schema, schema.parse(frame.params), MAX_VIOLATIONS)
                 if found:
                     return Refused(list(found))
             prepared, self._prepared = self._prepared, None
@@ -187,7 +176,7 @@ class _Worker:
                 prepared.guest.close()
                 prepared = None
             base = prepared.base if prepared is not None else self._memory.data_bytes()
-            self._memory.allow(_allowance(frame))
+            self._memory.allow(data_allowance(limits, len(frame.params)))
             if prepared is not None:
                 guest = prepared.guest
             else:
@@ -344,7 +333,7 @@ def _checked(ended: Ended, frame: RunFrame, capture: Capture) -> Ended:
         return ended
     output = ended.output if ended.output is not None else bytes(capture.output)
     try:
-        value = json.loads(output)
+        value = schema.parse(output)
     except (ValueError, RecursionError):
         value = output.decode("utf-8", "replace")
     found = schema.violations(frame.output_schema, value, MAX_VIOLATIONS)

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from clawbox.children.enforcement import can_have_own_uids
+from clawbox.children.launcher import Launcher
 from clawbox.children.linux import CAP_SYS_ADMIN, CAP_SYS_CHROOT, has_capability
 from clawbox.children.seccomp import build, compute_only
 from clawbox.errors import ClawboxError, Reason
@@ -22,11 +23,12 @@ from clawbox.wasm.model import Abi, Outcome, Run
 from clawbox.wasm.pool import WorkerPool
 from tests.integration.pool.conftest import LIMITS
 from tests.integration.pool.test_workers import LONG, busy, eventually
-from tests.unit.children.conftest import ROOT, Probe
+from tests.unit.children.conftest import PROBE, ROOT, Probe
 from tests.unit.children.test_seccomp import ARM, KILL, X86, decide
 from tests.unit.wasm import wat
 
 REFUSED = f"errno {errno.EPERM}"
+NO_MEMORY = f"errno {errno.ENOMEM}"
 
 # Numbers on x86_64 of calls that a child has no business with.
 FORBIDDEN = {
@@ -72,10 +74,10 @@ def status_of(pid):
     return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
 
 
-def limits_of(pid):
-    """The soft limits of a process, by their names."""
+def limits_of(pid, *, hard=False):
+    """The soft or hard limits of a process, by their names."""
     lines = Path(f"/proc/{pid}/limits").read_text().splitlines()
-    return {line[:26].strip(): line[26:47].strip() for line in lines}
+    return {line[:26].strip(): line[26:].split()[hard] for line in lines}
 
 
 def root_of(pid):
@@ -290,10 +292,42 @@ async def test_rule_92_the_kernel_bounds_the_memory_of_the_process(pool, execute
     call = asyncio.create_task(execute(wat.SPIN, limits=LONG))
     await eventually(lambda: busy(pool))
     (worker,) = busy(pool)
-    await eventually(lambda: limits_of(worker.child.pid)["Max data size"] != "unlimited")
-    assert int(limits_of(worker.child.pid)["Max data size"]) < 512 << 20
+    await eventually(lambda: int(limits_of(worker.child.pid)["Max data size"]) < 512 << 20)
     call.cancel()
     await asyncio.wait([call])
+
+
+async def test_rule_92_tables_count_as_memory_too(execute):
+    tables = "(table 10000000 funcref) " * 32  # 2.5 GB
+    limits = msgspec.structs.replace(LIMITS, table_elements=10_000_000)
+    result = await execute(wat.module(tables, start=""), limits=limits)
+    assert (result.outcome, "more tables" in result.message) == (Outcome.MEMORY_EXCEEDED, True)
+    few = await execute(wat.module("(table 1000 funcref) " * 32, start=""), limits=limits)
+    assert few.outcome is Outcome.OK
+
+
+async def test_rule_92_no_worker_can_raise_the_limit_of_its_memory(uids):
+    async with Launcher(PROBE, uids, data_bytes=64 << 20) as launcher:
+        probe = await Probe.start(launcher)
+        assert await probe.ask("raise_limits") == ["refused"] * 3
+        assert await probe.ask("allocate", 40) == "worked"
+        assert await probe.ask("allocate", 80) == NO_MEMORY
+        assert await probe.ask("reserve", 64 << 10) == NO_MEMORY  # 64 GiB of address space
+        await probe.close()
+
+
+async def test_rule_92_no_worker_has_memory_that_the_limit_does_not_count(probe):
+    assert await probe.ask("uncounted_memory") == [REFUSED] * 2
+
+
+async def test_rule_92_a_worker_may_never_have_more_than_the_server_allows_any_run(uids, forge):
+    async with WorkerPool(workers=1, max_concurrent=1, uids=uids, max_memory_bytes=64 << 20) as pool:
+        run = Run(forge.tool(wat.ECHO), "alice", b"1", LIMITS)
+        assert (await pool.run(run)).outcome is Outcome.OK
+        (worker,) = (worker for worker in pool._workers if worker.owner == "alice")
+        soft, hard = limits_of(worker.child.pid), limits_of(worker.child.pid, hard=True)
+        assert 0 < int(soft["Max data size"]) < int(hard["Max data size"]) < 2 << 30
+        assert int(hard["Max address space"]) < 64 << 30
 
 
 # 93

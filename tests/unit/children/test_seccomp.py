@@ -50,8 +50,11 @@ def test_x32_kills():
         ((257, 56), (), refused(errno.EPERM)),  # openat
         ((62, 129), (1, 9), refused(errno.EPERM)),  # kill
         ((435, 435), (), refused(errno.ENOSYS)),  # clone3
-        ((9, 222), (0, 4096, 3), ALLOW),  # mmap
-        ((9, 222), (0, 4096, 7), refused(errno.EPERM)),
+        ((9, 222), (0, 4096, 3, 0x22), ALLOW),  # mmap: private, anonymous
+        ((9, 222), (0, 4096, 7, 0x22), refused(errno.EPERM)),
+        ((9, 222), (0, 4096, 3, 0x21), refused(errno.EPERM)),  # shared
+        ((9, 222), (0, 4096, 3, 0x23), refused(errno.EPERM)),  # shared, checked
+        ((9, 222), (0, 4096, 3, 0x122), refused(errno.EPERM)),  # growing downwards
         ((10, 226), (0, 4096, 5), refused(errno.EPERM)),  # mprotect
         ((56, 220), (0x3D0F00,), ALLOW),  # clone, as a thread
         ((56, 220), (17,), refused(errno.EPERM)),  # as fork does
