@@ -17,7 +17,8 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-README = Path(__file__).parents[3] / "clients" / "python" / "README.md"
+ROOT = Path(__file__).parents[3]
+README = ROOT / "clients" / "python" / "README.md"
 
 
 @dataclass(frozen=True)
@@ -133,3 +134,31 @@ def test_the_programs_of_the_readme_run(machine):
     assert "TIMEOUT" in outputs[0]
     assert outputs[0].endswith("TOOL_NOT_FOUND {'tool': 'no-such-tool'}\n")
     assert outputs[1].endswith("wrote b'2\\n'\nOK done\n")
+
+
+def test_the_first_screen_of_the_project_shows_what_happens(machine, tmp_path):
+    page = (ROOT / "README.md").read_text()
+    (tmp_path / "clawbox").write_text(f'#!/bin/sh\nexec {sys.executable} -m clawbox "$@"\n')
+    (tmp_path / "clawbox").chmod(0o755)
+    [block] = [one for one in re.findall(r"```console\n(.*?)```", page, re.DOTALL) if "clawbox py" in one]
+    shown = re.findall(r"^\$ \.venv/bin/(.*)\n((?:[^$].*\n)*)", block, re.MULTILINE)
+    assert len(shown) == 4
+    for command, output in shown:
+        ran = subprocess.run(
+            ["/bin/sh", "-c", command],
+            env=machine.environment | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        assert (command, ran.stdout) == (command, output)
+
+    [program] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    ran = machine.run("-c", program.replace("127.0.0.1:9800", machine.address))
+    assert (ran.stdout, ran.stderr) == ("6\n", "")
+
+
+def test_the_example_of_a_server_inside_a_program_runs(machine):
+    ran = machine.run(str(ROOT / "examples" / "embed.py"), CLAWBOX_PORT="0", CLAWBOX_METRICS__PORT="0")
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "OK 6\n", "")
