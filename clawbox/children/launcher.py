@@ -69,6 +69,8 @@ class Child:
         """For people only; nothing is ever done by it."""
         self.loaded = loaded
         """Keys of what was loaded when it was forked."""
+        self.orphaned = False
+        """Whether its forkserver is gone: the kernel kills it this instant, so it must be given nothing to do."""
         self._pidfd = pidfd
         self._loop = asyncio.get_running_loop()
         self._dead: asyncio.Future[None] = self._loop.create_future()
@@ -294,6 +296,8 @@ class Launcher:
         self._socket = None
         self._status = None
         self._loaded = frozenset()
+        for child in self._children:
+            child.orphaned = True
         gone = ForkServerGoneError("the forkserver ended", FIRST_PAUSE_SECONDS)
         for loading in self._loads.values():
             _fail(loading, gone)

@@ -134,9 +134,7 @@ def _filter_system_calls() -> None:
     architecture = seccomp.ARCHITECTURES.get(platform.machine())
     if architecture is None:
         raise OSError(errno.ENOSYS, f"no system call filter is known for {platform.machine()}")
-    # What was compiled is made executable before it is serialized, so mprotect stays whole here.
-    rules = [rule for rule in seccomp.compute_only(os.getpid()) if rule.call != "mprotect"]
-    seccomp.install(seccomp.build(architecture, [*rules, seccomp.Rule("mprotect")]))
+    seccomp.install(seccomp.build(architecture, seccomp.compiling(os.getpid())))
 
 
 def _one_line(text: str) -> str:
