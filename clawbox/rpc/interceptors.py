@@ -341,7 +341,7 @@ async def _abort(call: Call, context: Context, error: ClawboxError) -> None:
         method=call.name,
         code=call.code,
         reason=error.reason.name,
-        message=status.message,
+        message=_without_input(error, status.message),
         principal=principal.name if principal is not None else "",
         peer=call.peer,
     )
@@ -352,6 +352,13 @@ async def _abort(call: Call, context: Context, error: ClawboxError) -> None:
             await context.abort(status.code, status.message, trailing)
     except (grpc.aio.InternalError, grpc.aio.UsageError, TimeoutError):
         call.code = "CANCELLED"  # the caller is gone, or as good as gone
+
+
+def _without_input(error: ClawboxError, message: str) -> str:
+    """What the log says of an error: a schema's complaint repeats the parameters, which may be secret."""
+    if error.reason is not Reason.INVALID_INPUT:
+        return message
+    return ", ".join(sorted({violation.rule for violation in error.violations}))
 
 
 def shutting_down() -> ClawboxError:

@@ -39,6 +39,8 @@ log = structlog.get_logger("clawbox.wasm.catalog")
 
 T = TypeVar("T")
 
+_MODULES_IN_MEMORY = 2
+"""Uploads that are in this process's memory at once, to be compiled; the others are on disk."""
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 
@@ -98,6 +100,7 @@ class Catalog:
         self._max_tool_bytes = max_tool_bytes
         self._on_load = on_load
         self._uploading: set[str] = set()
+        self._in_memory = asyncio.Semaphore(_MODULES_IN_MEMORY)
         self._steps: set[asyncio.Future[Any]] = set()
 
     async def __aenter__(self) -> Self:
@@ -198,13 +201,12 @@ class Catalog:
         try:
             with self._folder.stage() as staged:
                 started = time.monotonic()
-                binary = await self._receive(start, chunks, staged)
+                await self._receive(start, chunks, staged)
                 try:
-                    artifact = await self._compiler.compile(binary, timeout_ms=UPLOAD_TIMEOUT_MS)
+                    artifact = await self._compile(staged)
                 except ClawboxError:
                     self._on_load("refused", time.monotonic() - started)
                     raise
-                del binary
                 await self._to_its_end(self._put(start, principal, staged, artifact))
                 self._on_load("loaded", time.monotonic() - started)
         finally:
@@ -279,23 +281,29 @@ class Catalog:
             raise _exists(start.name)
         _check_may_change(principal, tool.entry)
 
-    async def _receive(self, start: UploadStart, chunks: AsyncIterator[bytes], staged: StagedFile) -> bytes:
-        received, digest = bytearray(), hashlib.sha256()
+    async def _compile(self, staged: StagedFile) -> Artifact:
+        async with self._in_memory:
+            binary = await self._to_its_end(asyncio.to_thread(staged.read))
+            return await self._compiler.compile(binary, timeout_ms=UPLOAD_TIMEOUT_MS)
+
+    async def _receive(self, start: UploadStart, chunks: AsyncIterator[bytes], staged: StagedFile) -> None:
+        # Straight to disk: hundreds of callers may take minutes over their uploads.
+        received, digest = 0, hashlib.sha256()
         async for chunk in chunks:
-            if len(received) + len(chunk) > start.size_bytes:
+            if received + len(chunk) > start.size_bytes:
                 raise ClawboxError(
                     Reason.INVALID_UPLOAD,
                     "the upload has more than the {size_bytes} bytes that it announced",
                     size_bytes=start.size_bytes,
                 )
-            received += chunk
+            received += len(chunk)
             digest.update(chunk)
             await self._to_its_end(asyncio.to_thread(staged.write, chunk))
-        if len(received) != start.size_bytes:
+        if received != start.size_bytes:
             raise ClawboxError(
                 Reason.INVALID_UPLOAD,
                 "the upload ended after {received_bytes} of {size_bytes} bytes",
-                received_bytes=len(received),
+                received_bytes=received,
                 size_bytes=start.size_bytes,
             )
         if start.sha256 and digest.hexdigest() != start.sha256.lower():
@@ -305,7 +313,6 @@ class Catalog:
                 received_sha256=digest.hexdigest(),
                 sha256=start.sha256.lower(),
             )
-        return bytes(received)
 
     async def _put(
         self, start: UploadStart, principal: Principal, staged: StagedFile, artifact: Artifact
