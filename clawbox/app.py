@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -143,6 +144,7 @@ async def build_server(config: Config) -> AsyncIterator[RunningServer]:
         await rpc.start()
         for service in _SERVED:
             rpc.health.set(service, serving=True)
+        pool.watch_availability(functools.partial(rpc.health.set, _SERVED[0]))
         log.info(
             "serving",
             version=__version__,

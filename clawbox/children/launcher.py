@@ -70,7 +70,7 @@ class Child:
         self.loaded = loaded
         """Keys of what was loaded when it was forked."""
         self.orphaned = False
-        """Whether its forkserver is gone: the kernel kills it this instant, so it must be given nothing to do."""
+        """Its forkserver is gone: the kernel kills it this instant, so it must be given nothing to do."""
         self._pidfd = pidfd
         self._loop = asyncio.get_running_loop()
         self._dead: asyncio.Future[None] = self._loop.create_future()
@@ -254,7 +254,17 @@ class Launcher:
             except OSError as error:
                 status = error.errno or -1
             self._failures = 0 if loop.time() - began >= SETTLED_SECONDS else self._failures + 1
-            _log.error("the forkserver of %s ended (status %s); starting another", self._kind, status)
+            if self._failures < FAILURES_TOLERATED:
+                _log.error("the forkserver of %s ended (status %s); starting another", self._kind, status)
+            elif self._failures == FAILURES_TOLERATED:
+                _log.error(
+                    "the forkserver of %s ended at once %d times in a row (status %s); "
+                    "it is tried again at growing intervals of up to %.0f s",
+                    self._kind,
+                    self._failures,
+                    status,
+                    LONGEST_PAUSE_SECONDS,
+                )
             self._announce()
             if self._failures >= FAILURES_TOLERATED:
                 await asyncio.sleep(self._pause())

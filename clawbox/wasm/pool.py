@@ -44,7 +44,7 @@ from clawbox.wasm.messages import (
 from clawbox.wasm.model import InvalidInputError, Limits, OnEvent, Outcome, Run, RunResult, ToolCode
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
     from types import TracebackType
 
     from clawbox.children.uids import UidRange
@@ -190,6 +190,9 @@ class WorkerPool:
         self._open = False
         self._start_failures = 0
         self._resume_at = 0.0
+        self._failing = False
+        self._available = True
+        self._watchers: list[Callable[[bool], None]] = []
         self._started_total = 0
         self._lost_total = 0
 
@@ -235,6 +238,14 @@ class WorkerPool:
         """What confines the workers on this machine, and what does not."""
         return probe(self._launcher.status)
 
+    def watch_availability(self, tell: Callable[[bool], None]) -> None:
+        """Tell whether calls can be served, now and whenever it changes.
+
+        They cannot while no worker is ready and none can be started.
+        """
+        self._watchers.append(tell)
+        tell(self._available)
+
     async def preload(self, code: ToolCode) -> None:
         """Have workers that are started from now on know ``code``, so that its first call need not wait.
 
@@ -277,7 +288,7 @@ class WorkerPool:
         now = self._loop.time()
         best: _Worker | None = None
         for worker in self._idle:
-            if worker.owner != call.run.owner or call.digest not in worker.child.loaded:
+            if worker.owner != call.run.owner or not _can_run(worker, call):
                 continue
             if worker.preparing_since is not None and now - worker.preparing_since > _SKIP_PREPARING_SECONDS:
                 continue
@@ -285,7 +296,7 @@ class WorkerPool:
                 best = worker
         if best is not None or not self._may_take_spare(call, now):
             return best
-        return next((spare for spare in self._spare if call.digest in spare.child.loaded), None)
+        return next((spare for spare in self._spare if _can_run(spare, call)), None)
 
     def _may_take_spare(self, call: Call, now: float) -> bool:
         busy = len(self._busy)
@@ -427,6 +438,10 @@ class WorkerPool:
             return
         self._spare.append(worker)
         self._started_total += 1
+        if self._failing:
+            self._failing = False
+            _log.warning("workers can be started again")
+            self._reconsider()
         if self._observer is not None:
             self._observer.worker_started()
 
@@ -479,6 +494,7 @@ class WorkerPool:
                 self._start_failed()
         if self._observer is not None:
             self._observer.worker_ended(worker.why)
+        self._reconsider()
         self._dispatch()
 
     def _released(self, worker: _Worker, call: Call) -> None:
@@ -544,13 +560,23 @@ class WorkerPool:
 
     def _pause(self, why: str, seconds: float) -> ClawboxError:
         """Start nothing for a while, and keep nobody waiting for it."""
-        _log.error("no worker can be started for %.1f s: %s", seconds, why)
+        if not self._failing:
+            self._failing = True
+            _log.error("no worker can be started; it is tried again and again: %s", why)
+        self._reconsider()
         self._resume_at = self._loop.time() + seconds
         self._loop.call_later(seconds, self._dispatch)
         error = _unavailable(why, seconds)
         for call in self._take_waiting():
             call.fail(error)
         return error
+
+    def _reconsider(self) -> None:
+        available = not self._failing or bool(self._spare or self._idle or self._busy)
+        if available is not self._available and self._open:
+            self._available = available
+            for tell in self._watchers:
+                tell(available)
 
     def _take_waiting(self, digest: str | None = None) -> list[Call]:
         """Take the calls (of one tool) that wait out of the queue."""
@@ -583,6 +609,10 @@ def _data_bytes(max_memory_bytes: int) -> int:
     """The hard limit of a worker: what the largest run may need, and an instance that was prepared for it."""
     largest = Limits(timeout_ms=1, fuel=1, memory_bytes=max_memory_bytes)
     return data_allowance(largest, MAX_CONTROL_FRAME_BYTES) + max_memory_bytes
+
+
+def _can_run(worker: _Worker, call: Call) -> bool:
+    return call.digest in worker.child.loaded and not worker.child.orphaned
 
 
 def _lost(worker: _Worker, call: Call, now: float) -> RunResult:
