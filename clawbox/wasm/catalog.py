@@ -216,11 +216,13 @@ class Catalog:
     async def delete(self, name: str, principal: Principal) -> None:
         """Delete a tool's files. Runs under way keep what they began with.
 
-        Raises TOOL_NOT_FOUND, SCOPE_MISSING for another's tool, and WRONG_STATE for one that ships.
+        Of a tool that ships, that is what the folder has over it, a manifest for one; without any it stays.
+        Raises TOOL_NOT_FOUND, SCOPE_MISSING for another's tool, and WRONG_STATE for what ships.
         """
         entry = self.get(name, principal)
         _check_may_change(principal, entry)
-        if entry.builtin:
+        seen = self._shelf.tools[name].seen
+        if entry.builtin and (seen is None or seen.manifest is None or seen.builtin_manifest):
             raise ClawboxError(
                 Reason.WRONG_STATE,
                 "the tool {tool} ships with clawbox and is not in the tool folder; see sandbox.builtin_tools",
