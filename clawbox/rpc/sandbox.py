@@ -103,7 +103,7 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServicer):
         self, request: sandbox_pb2.GetToolRequest, _context: Context
     ) -> sandbox_pb2.Tool:
         """Return one tool."""
-        return convert.tool(self._catalog.get(request.name, current().principal), self._ceiling)
+        return convert.tool(self._catalog.get(_set("name", request.name), current().principal), self._ceiling)
 
     async def RegisterTool(  # noqa: N802
         self, request: sandbox_pb2.RegisterToolRequest, _context: Context
@@ -144,7 +144,7 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServicer):
         """Delete a tool."""
         call = current()
         with self._recorded("tool_delete", call, tool=request.name):
-            await self._catalog.delete(request.name, call.principal)
+            await self._catalog.delete(_set("name", request.name), call.principal)
         return sandbox_pb2.DeleteToolResponse()
 
     async def ReloadTools(  # noqa: N802
@@ -160,7 +160,7 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServicer):
     async def _execute_call(self, request: sandbox_pb2.ExecuteRequest, call: Call) -> ExecuteCall:
         return ExecuteCall(
             request_id=call.adopt_request_id(request.request_id),
-            tool=request.tool,
+            tool=_set("tool", request.tool),
             params=await convert.params(request),
             requested=convert.requested(request, any_host=self._ceiling.any_host),
             agent_id=request.agent_id,
@@ -191,6 +191,13 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServicer):
         return recorded(
             self._audit, kind, principal=call.principal.name, request_id=call.request_id, **fields
         )
+
+
+def _set(field: str, name: str) -> str:
+    """A name that a request must have."""
+    if not name:
+        raise invalid_field(field, "must be set", "required")
+    return name
 
 
 class _Events:

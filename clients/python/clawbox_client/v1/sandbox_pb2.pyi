@@ -247,8 +247,8 @@ class ExecuteRequest(_message.Message):
     agent_id: _builtins.str
     """The agent on whose behalf the tool runs: counts as its activity. The agent's service must be served."""
     request_id: _builtins.str
-    """An id of the caller's own for this call, at most 128 printable ASCII characters; made by the server
-    when empty. It is in the reply, the log and the audit rows. It does not deduplicate.
+    """An id of the caller's own for this call, at most 128 printable ASCII characters without spaces; made by
+    the server when empty. It is in the reply, the log and the audit rows. It does not deduplicate.
     """
     @_builtins.property
     def params(self) -> _struct_pb2.Struct:
@@ -1115,7 +1115,9 @@ class UploadToolStart(_message.Message):
     sha256: _builtins.str
     """SHA-256 of the module as 64 hexadecimal digits. Empty: not checked."""
     replace: _builtins.bool
-    """Replaces a tool of that name that the caller may change. Without it the answer is ALREADY_EXISTS."""
+    """Replaces a tool of that name that the caller may change, its manifest included: without a new one it has
+    none afterwards. False: a tool of that name is ALREADY_EXISTS.
+    """
     published: _builtins.bool
     """As in RegisterToolRequest."""
     @_builtins.property
