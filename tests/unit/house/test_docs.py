@@ -85,6 +85,18 @@ def test_each_property_has_a_test_of_its_number_and_each_such_test_is_named(root
     assert named == numbered
 
 
+def test_pages_that_the_code_names_are_there(root):
+    cited = {
+        (page, number)
+        for source in tracked(root, "clawbox/**.py", "tests/**.py", "clients/**.py", "tools/**.py")
+        for page, number in re.findall(r"([\w./-]+\.md)(,\s+\d+)?", source.read_text())
+        if number or page.startswith("docs/")
+    }
+
+    assert {page for page, number in cited if number} == {"docs/security.md"}
+    assert [page for page, _ in cited if not (root / page).is_file()] == []
+
+
 def test_numbers_in_comments_are_properties(root, properties):
     cited = {
         int(number)
