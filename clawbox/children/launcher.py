@@ -39,6 +39,8 @@ _FORKSERVER = "clawbox.children.forkserver"
 DATA_BYTES = 1 << 30
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 10.0
+REQUESTS_AT_ONCE = 32
+"""More would not fit into the forkserver's socket."""
 FAILURES_TOLERATED = 3
 """After so many short-lived forkservers in a row, who asks for a child is refused instead of kept waiting."""
 SETTLED_SECONDS = 5.0
@@ -130,6 +132,9 @@ class Launcher:
         self._forks: dict[int, tuple[asyncio.Future[Child], int | None]] = {}
         self._children: set[Child] = set()
         self._turn = asyncio.Event()
+        self._room = asyncio.Semaphore(REQUESTS_AT_ONCE)
+        self._ended: asyncio.Future[None] | None = None
+        self._unheld: dict[int, int | None] = {}  # children without a pidfd here: pid → uid
         self._failures = 0
         self._starts = 0
         self._decoder = msgspec.msgpack.Decoder(Reply)
@@ -178,14 +183,15 @@ class Launcher:
 
         Raises :class:`LoadFailedError` or :class:`ChildrenUnavailableError`.
         """
-        control = await self._connected()
-        number = self._number()
-        answer = self._loads[number] = asyncio.get_running_loop().create_future()
-        try:
-            self._send(control, Load(number, key, spec))
-            loaded = await answer
-        finally:
-            self._loads.pop(number, None)
+        async with self._room:
+            control = await self._connected()
+            number = self._number()
+            answer = self._loads[number] = asyncio.get_running_loop().create_future()
+            try:
+                self._send(control, Load(number, key, spec))
+                loaded = await answer
+            finally:
+                self._loads.pop(number, None)
         if loaded.error is not None:
             raise LoadFailedError(loaded.error)
 
@@ -194,6 +200,10 @@ class Launcher:
 
         Raises :class:`ChildrenUnavailableError`.
         """
+        async with self._room:
+            return await self._fork()
+
+    async def _fork(self) -> tuple[Child, socket.socket]:
         control = await self._connected()
         try:
             uid = self._uids.take() if self._uids is not None else None
@@ -232,7 +242,8 @@ class Launcher:
         try:
             socket.send_fds(control, [self._encoder.encode(request)], descriptors)
         except OSError as error:
-            self._forget()
+            # Gone, or so far behind that it takes nothing: in any case it is replaced.
+            self._lose()
             raise ForkServerGoneError("the forkserver is gone", FIRST_PAUSE_SECONDS) from error
 
     def _pause(self) -> float:
@@ -285,8 +296,13 @@ class Launcher:
                 start_new_session=True,  # a terminal's interrupt is for control, which drains first
             )
             theirs.close()
-            pidfd = os.pidfd_open(process.pid)
-            ended: asyncio.Future[None] = loop.create_future()
+            try:
+                pidfd = os.pidfd_open(process.pid)
+            except OSError:
+                process.kill()
+                process.wait()
+                raise
+            ended = self._ended = loop.create_future()
             try:
                 loop.add_reader(pidfd, _resolve, ended)
                 loop.add_reader(ours, self._receive, ours)
@@ -301,6 +317,12 @@ class Launcher:
                 self._forget()
         return status
 
+    def _lose(self) -> None:
+        """Nothing more is heard from the forkserver: end it, so that another can be started."""
+        self._forget()
+        if self._ended is not None:
+            _resolve(self._ended)
+
     def _forget(self) -> None:
         """The forkserver is gone: nothing that was asked of it will be answered."""
         self._socket = None
@@ -311,6 +333,8 @@ class Launcher:
         gone = ForkServerGoneError("the forkserver ended", FIRST_PAUSE_SECONDS)
         for loading in self._loads.values():
             _fail(loading, gone)
+        while self._unheld:
+            self._release(self._unheld.popitem()[1])
         for number in list(self._forks):
             forking, uid = self._forks.pop(number)
             _fail(forking, gone)
@@ -325,7 +349,7 @@ class Launcher:
             packet, descriptors = b"", []
         if not packet:
             asyncio.get_running_loop().remove_reader(control)
-            self._forget()
+            self._lose()
             return
         match self._decoder.decode(packet):
             case Hello(status):
@@ -339,14 +363,20 @@ class Launcher:
             case Forked() as answer:
                 self._forked(answer, descriptors)
             case Exited(pid, status):
+                self._release(self._unheld.pop(pid, None))
                 level = logging.DEBUG if status in {0, -signal.SIGKILL} else logging.WARNING
                 _log.log(level, "child %d of %s ended with status %d", pid, self._kind, status)
 
     def _forked(self, answer: Forked, descriptors: list[int]) -> None:
         forking, uid = self._forks.pop(answer.id)
-        if answer.error is not None or not descriptors:
+        if answer.error is not None:
             self._release(uid)
             _fail(forking, ChildrenUnavailableError(f"fork: {answer.error}", FIRST_PAUSE_SECONDS))
+            return
+        if not descriptors:
+            # This process has no descriptor left for it. Its channel closes with the failure, which ends it.
+            self._unheld[answer.pid] = uid
+            _fail(forking, ChildrenUnavailableError("out of descriptors", FIRST_PAUSE_SECONDS))
             return
 
         def dead() -> None:

@@ -148,6 +148,7 @@ class _Worker:
             _log.warning("worker %d broke the protocol and is killed: %s", self.child.pid, error)
         self._channel_ended = True
         self.child.kill()
+        self._pool.broken(self)
         self._check_gone()
 
     def _check_gone(self) -> None:
@@ -473,8 +474,14 @@ class WorkerPool:
                     worker.calls = CALLS_PER_WORKER  # the call that it got meanwhile is its last
             case Ready() if not worker.ready.done():
                 worker.ready.set_result(True)
+            case Ready() if worker.ready.cancelled():
+                pass  # whoever waited for it went away, and it is being killed
             case _:
                 raise FrameError(f"{type(message).__name__} out of turn")
+
+    def broken(self, worker: _Worker) -> None:
+        """A worker's channel ended: it is dying, and must not get another call before that is known."""
+        self._forget(worker)
 
     def worker_gone(self, worker: _Worker) -> None:
         """A worker is dead, and everything that it said was read."""
