@@ -97,6 +97,8 @@ class _ForkServer:
                     error = str(failure)
                 _settle_memory()
                 self._send(Loaded(load.id, self._kind.loaded(), error))
+            case Fork() as fork if not descriptors:
+                self._send(Forked(fork.id, error="the forkserver is out of descriptors"))
             case Fork() as fork:
                 with socket.socket(fileno=descriptors[0]) as channel:
                     self._fork(fork, channel)
@@ -112,7 +114,13 @@ class _ForkServer:
         if pid == 0:
             confinement = Confinement(request.uid, self._empty_root, forkserver, request.data_bytes)
             self._become_child(confinement, channel.fileno())
-        pidfd = os.pidfd_open(pid)
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError as error:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            self._send(Forked(request.id, error=str(error)))
+            return
         self._children[pidfd] = pid
         self._poll.register(pidfd, select.POLLIN)
         self._send(Forked(request.id, pid), pidfd)

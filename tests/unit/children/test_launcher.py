@@ -75,6 +75,30 @@ async def test_children_know_what_was_loaded_before_them(launcher):
     await after.close()
 
 
+async def test_any_number_of_things_can_be_loaded_at_once(launcher):
+    async with asyncio.timeout(30):
+        await asyncio.gather(*(launcher.load(f"{number}", b"x" * 200) for number in range(1000)))
+    assert len(launcher.loaded) == 1000
+
+
+async def test_a_forkserver_that_takes_nothing_is_replaced(launcher):
+    probe = await Probe.start(launcher)
+    (forkserver,) = forkservers_of(os.getpid())
+    os.kill(forkserver, signal.SIGSTOP)
+    for _ in range(10_000):  # who asks goes away each time, and what was asked stays in the socket
+        load = asyncio.create_task(launcher.load("x", b"x" * 200))
+        await asyncio.sleep(0)
+        if load.done():
+            assert isinstance(load.exception(), ChildrenUnavailableError)
+            break
+        load.cancel()
+    await probe.child.dead()
+    another = await Probe.start(launcher)
+    assert launcher.restarts == 1
+    await probe.close()
+    await another.close()
+
+
 async def test_a_dead_forkserver_takes_its_children_and_is_replaced(launcher):
     probe = await Probe.start(launcher)
     with pytest.raises(ChildrenUnavailableError):
