@@ -7,7 +7,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
-from clawbox.wasm.messages import Logged, Written, Wrote
+from clawbox.wasm.messages import MAX_PIECES, Logged, Written, Wrote
 from clawbox.wasm.model import Level, Limits, OutputStream
 
 if TYPE_CHECKING:
@@ -95,6 +95,10 @@ class Capture:
                     self.output += data
                 if self._written and self._written[-1][0] is stream:
                     self._written[-1][1].extend(data)
+                elif len(self._written) >= MAX_PIECES:
+                    # Neighbours differ, so the one before the last is of this stream. What is lost is the
+                    # order between the streams, of which so many tiny pieces make little.
+                    self._written[-2][1].extend(data)
                 else:
                     self._written.append((stream, bytearray(data)))
                 self._stream()

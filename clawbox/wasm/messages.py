@@ -7,9 +7,11 @@ run's own limits.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
-from clawbox.wasm.model import (  # noqa: TC001 - msgspec reads the types
+from clawbox.wasm.model import (
     Abi,
     Level,
     Limits,
@@ -25,6 +27,9 @@ MAX_MESSAGE_CHARS = 4096
 """Longest text in which a worker says what went wrong."""
 
 MAX_VIOLATIONS = 20
+
+_MAX_ENTRIES = 1000
+_MAX_TRUNCATIONS = 3
 
 _DATA_ALLOWANCE = 64 << 20
 """Memory of a worker beside what the guest holds: copies of small inputs and outputs, thread stacks."""
@@ -55,6 +60,10 @@ class Written(msgspec.Struct, frozen=True, array_like=True):
     data: bytes
 
 
+MAX_PIECES = 256
+"""Most :class:`Written` in one message; neighbours are of different streams, and none is empty."""
+
+
 class Logged(msgspec.Struct, frozen=True, array_like=True):
     """An entry that a run logged, and when, in microseconds since its start."""
 
@@ -67,17 +76,24 @@ class Ready(msgspec.Struct, frozen=True, tag="ready", array_like=True):
     """Worker to control: confined, and waiting for a run."""
 
 
+Pieces = Annotated[list[Written], msgspec.Meta(max_length=MAX_PIECES)]
+Entries = Annotated[list[Logged], msgspec.Meta(max_length=_MAX_ENTRIES)]
+Violations = Annotated[list[Violation], msgspec.Meta(max_length=MAX_VIOLATIONS)]
+Truncations = Annotated[list[tuple[OutputStream, int]], msgspec.Meta(max_length=_MAX_TRUNCATIONS)]
+ExitCode = Annotated[int, msgspec.Meta(ge=-(1 << 31), le=(1 << 31) - 1)]
+
+
 class Wrote(msgspec.Struct, frozen=True, tag="wrote", array_like=True):
     """Worker to control: what the run wrote and logged since the last message, each stream in order."""
 
-    written: list[Written]
-    logged: list[Logged]
+    written: Pieces
+    logged: Entries
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused", array_like=True):
     """Worker to control: the parameters break the input schema; nothing ran."""
 
-    violations: list[Violation]
+    violations: Violations
 
 
 class Done(msgspec.Struct, frozen=True, tag="done", array_like=True):
@@ -87,10 +103,10 @@ class Done(msgspec.Struct, frozen=True, tag="done", array_like=True):
     message: str
     output: bytes | None
     """What a component returned; None where stdout is the output."""
-    written: list[Written]
-    logged: list[Logged]
-    truncated: list[tuple[OutputStream, int]]
-    exit_code: int | None
+    written: Pieces
+    logged: Entries
+    truncated: Truncations
+    exit_code: ExitCode | None
     trapped: bool
     """It did not end by itself: this worker serves no further run."""
     bloated: bool

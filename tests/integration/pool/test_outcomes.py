@@ -243,6 +243,16 @@ async def test_a_streamed_run_says_what_it_writes_in_order(execute):
     assert [event.message for event in logs if isinstance(event, LogEntry)] == ["one", "one"]
 
 
+async def test_many_tiny_pieces_of_two_streams_all_arrive(execute):
+    events: list[OutputChunk] = []
+    streamed = await execute(wat.ALTERNATING, on_event=events.append)
+    assert (streamed.outcome, streamed.output, streamed.stderr) == (Outcome.OK, b"o" * 1000, b"e" * 1000)
+    for stream, whole in ((OutputStream.STDOUT, b"o" * 1000), (OutputStream.STDERR, b"e" * 1000)):
+        assert b"".join(event.data for event in events if event.stream is stream) == whole
+    silent = await execute(wat.ALTERNATING)
+    assert (silent.output, silent.stderr) == (b"o" * 1000, b"e" * 1000)
+
+
 async def test_a_failing_watcher_does_not_harm_the_run(execute):
     def fail(event):
         raise RuntimeError("watcher")
