@@ -15,7 +15,7 @@ from wasmtime import _ffi as ffi
 from wasmtime import component
 
 from clawbox.wasm.engine import ENGINE_FINGERPRINT, new_engine
-from clawbox.wasm.host import Egress, Host, NoEgress, Session
+from clawbox.wasm.host import Egress, Host, HttpRequest, HttpResponse, NoEgress, Session
 
 if TYPE_CHECKING:
     from clawbox.wasm.model import Level
@@ -32,6 +32,17 @@ def engine() -> wasmtime.Engine:
     which is enabled after a conftest is imported, would replace them.
     """
     return new_engine()
+
+
+class Recorded:
+    """A way out that answers every request with one response, and keeps the requests."""
+
+    def __init__(self) -> None:
+        self.requests: list[HttpRequest] = []
+
+    def send(self, request: HttpRequest) -> HttpResponse:
+        self.requests.append(request)
+        return HttpResponse(201, (("content-type", "application/json"), ("a", "1"), ("a", "2")), b'{"n": 1}')
 
 
 @dataclass

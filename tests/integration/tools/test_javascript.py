@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from clawbox.wasm.host import HttpRequest, HttpResponse
+from clawbox.wasm.host import HttpRequest
 from clawbox.wasm.model import Level
+from tests.integration.tools.sandbox import Recorded
 
 if TYPE_CHECKING:
     from tests.integration.tools.sandbox import Sandbox
@@ -180,17 +181,6 @@ def test_refused_request_is_an_error_with_the_reason(javascript: Sandbox, code: 
     error = javascript.run({"code": code}).error
     assert (error["type"], error["line"]) == ("HostError", 2)
     assert "no egress sidecar" in error["message"]
-
-
-class Recorded:
-    """A way out that answers everything with one response."""
-
-    def __init__(self) -> None:
-        self.requests: list[HttpRequest] = []
-
-    def send(self, request: HttpRequest) -> HttpResponse:
-        self.requests.append(request)
-        return HttpResponse(201, (("content-type", "application/json"), ("a", "1"), ("a", "2")), b'{"n": 1}')
 
 
 def test_request_and_response_reach_the_code_whole(javascript: Sandbox) -> None:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from clawbox.wasm.build.builtin import SOURCES
-from clawbox.wasm.host import HttpRequest, HttpResponse
+from clawbox.wasm.host import HttpRequest
 from clawbox.wasm.model import Level
 from tests.integration.tools.modules import importable
+from tests.integration.tools.sandbox import Recorded
 
 if TYPE_CHECKING:
     from tests.integration.tools.sandbox import Sandbox
@@ -262,17 +263,6 @@ def test_refused_request_is_an_exception_with_the_reason(python: Sandbox) -> Non
     ).error
     assert (error["type"], error["line"]) == ("clawbox.HostError", 3)
     assert "no egress sidecar" in error["message"]
-
-
-class Recorded:
-    """A way out that answers everything with one response."""
-
-    def __init__(self) -> None:
-        self.requests: list[HttpRequest] = []
-
-    def send(self, request: HttpRequest) -> HttpResponse:
-        self.requests.append(request)
-        return HttpResponse(201, (("content-type", "application/json"), ("a", "1"), ("a", "2")), b'{"n": 1}')
 
 
 def test_request_and_response_reach_the_code_whole(python: Sandbox) -> None:
