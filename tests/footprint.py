@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -43,15 +44,29 @@ def footprint(server: LiveServer, caller: Caller) -> Footprint:
     )
 
 
-def forkserver(server: LiveServer) -> int:
-    """The process that forks the workers."""
-    (found,) = (pid for pid in children(server.process.pid) if name_of(pid).startswith("clawbox-worker"))
-    return found
+def forkserver(server: LiveServer) -> int | None:
+    """The process that forks the workers; None while there is none that is ready."""
+    found = (pid for pid in children(server.process.pid) if name_of(pid).startswith("clawbox-worker"))
+    return next((pid for pid in found if is_alive(pid)), None)
 
 
 def workers(server: LiveServer) -> list[int]:
     """The processes that run tools, or are ready to."""
-    return [pid for pid in children(forkserver(server)) if is_alive(pid)]
+    parent = forkserver(server)
+    return [] if parent is None else [pid for pid in children(parent) if is_alive(pid)]
+
+
+def busy_workers(server: LiveServer) -> list[int]:
+    """Those that have used the processor for longer than a worker needs to start: they run endless loops."""
+    return [pid for pid in workers(server) if _seconds_used(pid) > 0.3]
+
+
+def _seconds_used(pid: int) -> float:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def children(pid: int) -> list[int]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-from pathlib import Path
 
 import grpc
 import pytest
 from clawbox_client.v1 import sandbox_pb2 as pb
 
 from tests.caller import UNLIMITED
-from tests.footprint import eventually, workers
+from tests.footprint import busy_workers, eventually
 
 
 def code(source, **fields):
@@ -183,8 +182,8 @@ def test_what_code_does_in_an_interpreter(caller, tool, source, resources, expec
 @pytest.mark.parametrize("tool", ["spin", "python"])
 def test_a_dead_process_is_sandbox_lost(server, caller, tool):
     call = caller.begin(tool, code("while True: pass"), capabilities=UNLIMITED)
-    eventually(lambda: caller.status().running_executions == 1 and _busy(server))
-    for pid in workers(server):
+    eventually(lambda: busy_workers(server))
+    for pid in busy_workers(server):
         os.kill(pid, signal.SIGKILL)
     response = call.result()
     assert outcome(response) == "SANDBOX_LOST"
@@ -210,15 +209,3 @@ def test_a_reader_that_leaves_ends_its_run(caller):
     assert next(call).WhichOneof("event") == "started"
     call.cancel()
     eventually(lambda: caller.status().running_executions == 0)
-
-
-def _busy(server):
-    """Whether a worker uses the processor."""
-    return any(_state(pid) == "R" for pid in workers(server))
-
-
-def _state(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return ""
