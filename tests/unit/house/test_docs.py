@@ -32,6 +32,22 @@ def test_every_link_between_documents_resolves(root):
     assert missing == []
 
 
+def test_every_page_is_in_the_index(root):
+    index = (root / "docs/README.md").read_text()
+    pages = {page.name for page in (root / "docs").glob("*.md")} - {"README.md"}
+
+    assert {page for page in pages if f"({page})" not in index} == set()
+
+
+def test_the_first_page_and_migration_name_the_same_routes(root):
+    first, migration = (
+        set(re.findall(r"`((?:GET|POST|DELETE) /[^`]*)`", (root / page).read_text()))
+        for page in ("README.md", "docs/migration.md")
+    )
+
+    assert first == migration
+
+
 def test_every_decision_is_in_the_index(root):
     index = (root / "docs/README.md").read_text()
 
