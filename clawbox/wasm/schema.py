@@ -69,7 +69,38 @@ def violations(schema: bytes, value: Any, most: int) -> tuple[Violation, ...]:
 
 def _errors(validator: Validator, value: Any) -> Iterator[Violation]:
     for error in validator.iter_errors(value):
-        yield Violation(_text(pointer(error.absolute_path)), str(error.validator), _bounded(error.message))
+        yield Violation(_text(pointer(error.absolute_path)), str(error.validator), _bounded(_message(error)))
+
+
+def _message(error: jsonschema.ValidationError) -> str:
+    """What is wrong, in words of JSON where the library's are Python's, such as ``None``."""
+    wanted: Any = error.validator_value
+    match error.validator:
+        case "type":
+            names = [wanted] if isinstance(wanted, str) else wanted
+            return f"must be of type {' or '.join(map(str, names))}, not {_type_name(error.instance)}"
+        case "enum":
+            return f"must be one of {json.dumps(wanted)[1:-1]}"
+        case "const":
+            return f"must be {json.dumps(wanted)}"
+        case _:
+            return str(error.message)
+
+
+def _type_name(value: object) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "boolean"
+        case int() | float():
+            return "number"
+        case str():
+            return "string"
+        case list():
+            return "array"
+        case _:
+            return "object"
 
 
 def pointer(path: Any) -> str:
