@@ -22,7 +22,13 @@ PROJECT = Path(__file__).parents[3]
 ENDLESS = json.dumps({"code": "while True: pass"})
 
 
-@pytest.mark.parametrize("name", ["nope", "", "../../etc/passwd", "a" * 10_000, "tool\n"])
+def test_no_tool_named(caller):
+    found = refused(lambda: caller.execute(""))
+    assert found.kind == ("INVALID_ARGUMENT", "INVALID_FIELD")
+    assert found.metadata["field"] == "tool"
+
+
+@pytest.mark.parametrize("name", ["nope", "../../etc/passwd", "a" * 10_000, "tool\n"])
 def test_an_unknown_tool(caller, name):
     found = refused(lambda: caller.execute(name))
     assert found.kind == ("NOT_FOUND", "TOOL_NOT_FOUND")
