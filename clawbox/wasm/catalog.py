@@ -21,6 +21,7 @@ from clawbox.policy import PrincipalTerms, ToolCeiling, manifest_excess
 from clawbox.wasm.compiler import UPLOAD_TIMEOUT_MS, Compiler
 from clawbox.wasm.owners import Owners, Ownership
 from clawbox.wasm.shelf import OnLoad, Preload, Shelf
+from clawbox.wasm.tool_access import check_may_change, check_may_publish, not_found, sees
 from clawbox.wasm.tool_entry import LoadFailure, ReloadReport, ToolEntry, ToolState
 from clawbox.wasm.tool_files import NAME, StagedFile, ToolFileError, ToolFolder
 
@@ -128,8 +129,8 @@ class Catalog:
     def get(self, name: str, principal: Principal) -> ToolEntry:
         """A tool that the principal may see; raises TOOL_NOT_FOUND."""
         tool = self._shelf.tools.get(name)
-        if tool is None or not _sees(principal, tool.entry):
-            raise _not_found(name)
+        if tool is None or not sees(principal, tool.entry):
+            raise not_found(name)
         return tool.entry
 
     async def ready(self, name: str, principal: Principal) -> ToolEntry:
@@ -157,7 +158,7 @@ class Catalog:
         """At most ``limit`` tools that the principal may see, by name, whose names come after ``after``."""
         names = sorted(name for name in self._shelf.tools if name > after and name.startswith(name_prefix))
         entries = (self._shelf.tools[name].entry for name in names)
-        return tuple(entry for entry in entries if _sees(principal, entry))[:limit]
+        return tuple(entry for entry in entries if sees(principal, entry))[:limit]
 
     def runnable(self) -> int:
         """How many tools can be run."""
@@ -182,8 +183,8 @@ class Catalog:
         """
         name = manifest.name
         entry = self.get(name, principal)
-        _check_may_change(principal, entry)
-        _check_may_publish(principal, published)
+        check_may_change(principal, entry)
+        check_may_publish(principal, published)
         self._check_excess(manifest, self.owner_terms(entry))
         await self._to_its_end(self._write_manifest(name, manifest, principal, published=published))
         return self.get(name, principal), not entry.has_manifest
@@ -220,7 +221,7 @@ class Catalog:
         Raises TOOL_NOT_FOUND, SCOPE_MISSING for another's tool, and WRONG_STATE for what ships.
         """
         entry = self.get(name, principal)
-        _check_may_change(principal, entry)
+        check_may_change(principal, entry)
         seen = self._shelf.tools[name].seen
         if entry.builtin and (seen is None or seen.manifest is None or seen.builtin_manifest):
             raise ClawboxError(
@@ -235,7 +236,7 @@ class Catalog:
         """Read the folder again, and what failed once more; the report holds what the principal may see."""
         before = {name: tool.seen for name, tool in self._shelf.tools.items() if not tool.entry.load_error}
         await self._shelf.reread()
-        visible = {name: tool for name, tool in self._shelf.tools.items() if _sees(principal, tool.entry)}
+        visible = {name: tool for name, tool in self._shelf.tools.items() if sees(principal, tool.entry)}
         failures = [
             LoadFailure(name, tool.entry.load_error, tool.entry.code is not None)
             for name, tool in visible.items()
@@ -264,7 +265,7 @@ class Catalog:
             raise invalid_field("start.size_bytes", "must be the size of the module in bytes", "minimum")
         if start.size_bytes > self._max_tool_bytes:
             raise _too_large(start.size_bytes, self._max_tool_bytes)
-        _check_may_publish(principal, start.published)
+        check_may_publish(principal, start.published)
         self._check_free(start, principal)
         if start.name in self._uploading:
             raise _exists(start.name)
@@ -279,9 +280,9 @@ class Catalog:
         tool = self._shelf.tools.get(start.name)
         if tool is None:
             return
-        if not start.replace or not _sees(principal, tool.entry):
+        if not start.replace or not sees(principal, tool.entry):
             raise _exists(start.name)
-        _check_may_change(principal, tool.entry)
+        check_may_change(principal, tool.entry)
 
     async def _compile(self, staged: StagedFile) -> Artifact:
         async with self._in_memory:
@@ -391,33 +392,6 @@ class Catalog:
         except asyncio.CancelledError:
             await asyncio.wait([task])
             raise
-
-
-def _sees(principal: Principal, entry: ToolEntry) -> bool:
-    return entry.published or principal.is_admin or (entry.owner != "" and entry.owner == principal.name)
-
-
-def _check_may_change(principal: Principal, entry: ToolEntry) -> None:
-    if not principal.is_admin and not (entry.owner and entry.owner == principal.name):
-        raise ClawboxError(
-            Reason.SCOPE_MISSING,
-            "only its owner or an administrator (scope {scope}) may change the tool {tool}",
-            scope="*",
-            tool=entry.name,
-        )
-
-
-def _check_may_publish(principal: Principal, published: bool | None) -> None:  # noqa: FBT001
-    if published and not principal.is_admin:
-        raise ClawboxError(
-            Reason.SCOPE_MISSING, "only an administrator (scope {scope}) may publish a tool", scope="*"
-        )
-
-
-def _not_found(name: str) -> ClawboxError:
-    return ClawboxError(
-        Reason.TOOL_NOT_FOUND, "there is no tool {tool}", resource=("tool", name[:64]), tool=name[:64]
-    )
 
 
 def _exists(name: str) -> ClawboxError:
