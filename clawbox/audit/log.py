@@ -79,6 +79,8 @@ class AuditLog:
         self._head = FIRST_PREV
         self._reserve = False
         self._failure = ""
+        self._only_reserve_lacks = False
+        """Whether the failure is that the reserve is spent: what runs is recorded in the room it gave."""
         self._lost = 0
         self._next_try = 0.0
         self._windows: dict[str, _Window] = {}
@@ -140,7 +142,7 @@ class AuditLog:
         ``fields`` are JSON values; each is cut at 1 KiB. Never raises: what a row tells of has happened. What
         must not happen unrecorded asks :meth:`require` first.
         """
-        if self._failure and not self._recover():
+        if self._failure and not self._recover() and not self._only_reserve_lacks:
             return self._lose()
         row = self._row(kind, principal, request_id, decision, fields)
         try:
@@ -185,10 +187,14 @@ class AuditLog:
             try:
                 if not self._file_is_in_place():
                     raise OSError(errno.ESTALE, "the file was removed or replaced")  # noqa: TRY301
-                if not self._reserve:
-                    self._make_reserve()
             except OSError as error:
                 self._fail(error)
+        if not self._failure and not self._reserve:
+            try:
+                self._make_reserve()
+            except OSError as error:
+                self._fail(error)
+                self._only_reserve_lacks = True
         return not self._failure or self._recover()
 
     async def watch(
@@ -269,6 +275,7 @@ class AuditLog:
         if not self._failure:
             _log.error("the audit log cannot be written", folder=str(self._folder), error=str(error))
         self._failure = error.strerror or str(error)
+        self._only_reserve_lacks = False
 
     def _lose(self) -> int:
         self._lost += 1
@@ -293,6 +300,7 @@ class AuditLog:
             return False
         _log.warning("the audit log can be written again", lost=self._lost, cause=self._failure)
         self._failure, self._lost = "", 0
+        self._only_reserve_lacks = False
         return True
 
     def _close_window(self, window: _Window) -> None:

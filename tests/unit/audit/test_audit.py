@@ -299,11 +299,12 @@ async def test_rule_99_on_a_full_disk_running_calls_are_recorded_and_new_ones_re
             log.require()
         assert caught.value.reason is Reason.AUDIT_UNAVAILABLE
         assert "No space left" in caught.value.message
+        assert log.append("execute") == 2  # of a call that ran on while others were refused
         monkeypatch.undo()
         monkeypatch.setattr(log_module, "_RETRY_EVERY_S", 0)
         log._next_try = 0
         log.require()
-        assert log.append("execute") == 2
+        assert log.append("execute") == 3
     assert verify(tmp_path).ok
 
 
