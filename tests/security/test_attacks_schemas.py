@@ -4,6 +4,8 @@ import time
 
 import pytest
 
+from clawbox.errors import ClawboxError
+from clawbox.wasm.manifest import Manifest
 from clawbox.wasm.manifest_schema import MAX_SECONDS, schema_problems
 from clawbox.wasm.model import Abi, InvalidInputError, Outcome
 from tests.unit.wasm import wat
@@ -85,3 +87,11 @@ def test_a_schema_that_takes_long_to_check_is_refused_in_time(schema):
     began = time.process_time()
     assert schema_problems(schema)
     assert time.process_time() - began < 2 * MAX_SECONDS
+
+
+def test_a_manifest_of_many_keys_is_refused_in_time():
+    keys = ",".join(f'"k{number}": 1' for number in range(18_000))
+    began = time.process_time()
+    with pytest.raises(ClawboxError, match="'k17999' occurs twice"):
+        Manifest.parse(f'{{{keys}, "k17999": 2}}'.encode())
+    assert time.process_time() - began < 0.5  # it took 4 s
