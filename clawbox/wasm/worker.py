@@ -37,12 +37,21 @@ from clawbox.wasm.messages import (
     RunFrame,
     data_allowance,
 )
-from clawbox.wasm.model import Limits, Outcome, OutputStream
+from clawbox.wasm.model import Abi, Limits, Outcome, OutputStream
 
 _BLOAT: Final = 16 << 20
 """A worker that keeps so much more memory than it had when it began is replaced."""
 _FLUSH_SECONDS: Final = 0.05
 _STREAM_FLUSH_SECONDS: Final = 0.01
+_WARM_UP: Final = RunFrame(
+    digest="",
+    abi=Abi.COMMAND_MODULE,
+    params=b"{}",
+    limits=Limits(timeout_ms=5000, fuel=1_000_000, memory_bytes=1 << 20),
+    streamed=False,
+    input_schema=None,
+    output_schema=None,
+)
 
 
 class _Clock(threading.Thread):
@@ -120,7 +129,12 @@ class _Worker:
     """The loop of one child."""
 
     def __init__(
-        self, engine: wasmtime.Engine, artifacts: Artifacts, host: Host, channel: int, memory: _Memory
+        self,
+        engine: wasmtime.Engine,
+        artifacts: Artifacts,
+        host: Host,
+        channel: int,
+        memory: _Memory,
     ) -> None:
         self._engine = engine
         self._artifacts = artifacts
@@ -137,6 +151,7 @@ class _Worker:
 
     def serve(self) -> None:
         self._clock.start()
+        self._warm_up()
         self._channel.send(Ready())
         while True:
             try:
@@ -147,6 +162,29 @@ class _Worker:
                     self._channel.send(Prepared(bloated=self._prepare(frame)))
             except ChannelClosedError:
                 return
+
+    def _warm_up(self) -> None:
+        """Run what is this program's own, never a principal's tool (docs/security.md, 65)."""
+        limits = _WARM_UP.limits
+        for artifact in self._artifacts.own:
+            capture = Capture(
+                limits,
+                stdout_is_output=True,
+                streamed=False,
+                keep_output=False,
+                send=lambda _: None,
+                stop=self._engine.increment_epoch,
+            )
+            session = Session(limits.host_calls, limits.log_bytes, self._egress, capture.log)
+            guest = Guest(self._artifacts, artifact, limits, limits.fuel)
+            self._clock.begin(capture, limits.timeout_ms / 1000, streamed=False)
+            try:
+                self._call(guest, artifact, _WARM_UP, None, capture=capture, session=session)
+            finally:
+                self._clock.end()
+                self._host.session = None
+                guest.close()
+        self._memory_at_start = self._memory.data_bytes()
 
     def _run(self, frame: RunFrame) -> Done | Refused:
         began = time.monotonic_ns()

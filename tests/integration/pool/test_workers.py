@@ -253,3 +253,20 @@ async def test_without_privileges_the_pool_works_and_says_what_it_lacks(forge, t
     assert lines["ok"] == "here"
     assert lines["worker_seccomp"] == "True"
     assert lines["worker_own_uid"] == lines["worker_network_namespace"] == "False"
+
+
+def _faults(pid):
+    """Pages that were not there when the process touched them, so far (minflt of proc(5))."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[7])
+
+
+@pytest.mark.parametrize(("text", "abi"), [(wat.ECHO, Abi.COMMAND_MODULE), (wat.COMPONENT_OK, Abi.COMPONENT)])
+async def test_what_happens_once_in_a_worker_happens_before_its_first_call(pool, execute, forge, text, abi):
+    code = forge.tool(text, abi=abi)
+    await pool.preload(code)
+    await eventually(lambda: pool._spare and code.digest in pool._spare[0].child.loaded)
+    spare = pool._spare[0]
+    before = _faults(spare.child.pid)
+    await execute(text, b"1", abi=abi)
+    assert spare.owner == "alice"
+    assert _faults(spare.child.pid) - before < 250  # about 130, and 30; 420 without
