@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from typing import TYPE_CHECKING, Self
 
@@ -38,9 +39,15 @@ class MetricsEndpoint:
         self._turn = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(
-            self._connected, self._settings.host, self._settings.port, limit=_MAX_HEAD
-        )
+        host, port = self._settings.host, self._settings.port
+        try:
+            self._server = await asyncio.start_server(self._connected, host, port, limit=_MAX_HEAD)
+        except OSError as error:
+            # asyncio's own words name neither the setting nor, for a host without address, the host.
+            number = error.errno or 0
+            why = os.strerror(number) if number > 0 else error.strerror
+            where = f"metrics.host, metrics.port: cannot listen on {host}:{port}"
+            raise OSError(number, f"{where}: {why}") from error
         return self
 
     async def __aexit__(

@@ -117,9 +117,10 @@ def test_a_second_server_on_a_port_says_so_in_one_line(machine, tmp_path, taken)
     free = {"CLAWBOX_METRICS__PORT" if taken == "port" else "CLAWBOX_PORT": str(free_ports()[0])}
     second = machine.clawbox("serve", CLAWBOX_LOGGING__AUDIT_DIR=str(tmp_path), **free)
     assert second.returncode == 2, second.stderr
-    last = second.stderr.splitlines()[-1]
-    assert last.startswith("clawbox: the server cannot start: ")
-    assert "Traceback" not in second.stderr
+    setting = "server.host, server.port" if taken == "port" else "metrics.host, metrics.port"
+    [said] = second.stderr.splitlines()
+    assert said.startswith(f"clawbox: the server cannot start: {setting}: cannot listen on 127.0.0.1:")
+    assert ": Address already in use. " in said
 
 
 def test_the_programs_of_the_readme_run(machine):
