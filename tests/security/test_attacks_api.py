@@ -109,7 +109,10 @@ async def test_uploads_under_way_are_not_kept_in_memory(stack: Stack) -> None:
 async def test_the_log_does_not_repeat_parameters_that_break_a_schema(
     stack: Stack,
 ) -> None:
-    manifest = {"tool": {"name": "strict", "description": "x"}, "input_schema": {"type": "integer"}}
+    manifest = {
+        "tool": {"name": "strict", "description": "x"},
+        "input_schema": {"properties": {"pin": {"pattern": "^[0-9]+$"}}},
+    }
 
     async def upload() -> AsyncIterator[sandbox_pb2.UploadToolRequest]:
         first = begin("strict", len(ECHO))
@@ -126,5 +129,5 @@ async def test_the_log_does_not_repeat_parameters_that_break_a_schema(
         )
     assert "swordfish" in (failed.value.details() or "")  # the caller is told, of course
     refused = [entry for entry in entries if entry["event"] == "call refused"]
-    assert [(entry["reason"], entry["message"]) for entry in refused] == [("INVALID_INPUT", "type")]
+    assert [(entry["reason"], entry["message"]) for entry in refused] == [("INVALID_INPUT", "pattern")]
     assert "swordfish" not in str(entries)
