@@ -27,7 +27,7 @@ import grpc.aio
 import structlog
 
 from clawbox.errors import ClawboxError, Reason
-from clawbox.rpc.call import REQUEST_ID_KEY, Call, is_request_id, new_request_id, peer_address
+from clawbox.rpc.call import REQUEST_ID_KEY, Call, current, is_request_id, new_request_id, peer_address
 from clawbox.rpc.limits import (
     MAX_PUBLIC_CHECKS_PER_ADDRESS,
     MAX_PUBLIC_MESSAGE_BYTES,
@@ -35,6 +35,7 @@ from clawbox.rpc.limits import (
     MAX_PUBLIC_STREAMS_PER_ADDRESS,
     MAX_STREAMS,
     StreamLimit,
+    UnreadReplies,
 )
 from clawbox.rpc.methods import Access, Method
 from clawbox.rpc.status import DETAILS_KEY, internal_error, wire_status
@@ -75,6 +76,8 @@ class Edge:
     max_message_bytes: int
     streams: StreamLimit = field(default_factory=StreamLimit)
     """Open streams of principals, by their names."""
+    unread: UnreadReplies = field(default_factory=UnreadReplies)
+    """Replies to principals that wait to be read, by their names."""
     public_streams: StreamLimit = field(default_factory=lambda: StreamLimit(MAX_PUBLIC_STREAMS))
     """Open streams of callers without a token, by their addresses."""
     public_checks: StreamLimit = field(default_factory=StreamLimit)
@@ -152,7 +155,7 @@ class _Steps:
 
     async def _one_reply(self, _stream: object, context: Context) -> bytes:
         # A caller that is gone has no reply; grpc.aio still wants something to not send.
-        return await self._serve(context, self._answer) or b""
+        return await self._serve(context, self._answer_whole) or b""
 
     async def _many_replies(self, _stream: object, context: Context) -> None:
         await self._serve(context, self._stream)
@@ -216,9 +219,10 @@ class _Steps:
                 open_here, limit = self._edge.public_checks, MAX_PUBLIC_CHECKS_PER_ADDRESS
             open_here.acquire(address, limit)
             return partial(open_here.release, address)
-        if not (self._request_streaming or self._response_streaming):
-            return _nothing
         principal = call.principal
+        if not (self._request_streaming or self._response_streaming):
+            self._edge.unread.check(principal.name)
+            return _nothing
         most = principal.limits.max_streams
         self._edge.streams.acquire(principal.name, MAX_STREAMS if most is None else most)
         return partial(self._edge.streams.release, principal.name)
@@ -276,8 +280,13 @@ class _Steps:
 
     # The handler
 
-    async def _answer(self, request: object, context: Context) -> bytes:
-        return self._encoded(await self._function(request, context))
+    async def _answer_whole(self, request: object, context: Context) -> bytes:
+        raw = self._encoded(await self._function(request, context))
+        call = current()
+        if call.known_principal is not None and call.task is not None:
+            # gRPC sends it within the call's task.
+            self._edge.unread.add(call.principal.name, len(raw), call.task)
+        return raw
 
     async def _stream(self, request: object, context: Context) -> None:
         async with aclosing(self._function(request, context)) as responses:

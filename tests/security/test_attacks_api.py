@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import tracemalloc
 from typing import TYPE_CHECKING, Any
 
 import grpc.aio
 import pytest
 import structlog
-from clawbox_client.v1 import sandbox_pb2
+from clawbox_client.v1 import sandbox_pb2, sandbox_pb2_grpc
 from google.protobuf import json_format
 
 from clawbox.auth import Principal
 from clawbox.errors import ClawboxError
-from clawbox.rpc import sandbox
+from clawbox.rpc import limits, sandbox
 from clawbox.wasm.catalog import UploadStart
+from tests.integration.rpc import conftest as rpc
 from tests.integration.sandbox_service.conftest import stack
 from tests.integration.sandbox_service.modules import ECHO
 
@@ -131,3 +133,59 @@ async def test_the_log_does_not_repeat_parameters_that_break_a_schema(
     refused = [entry for entry in entries if entry["event"] == "call refused"]
     assert [(entry["reason"], entry["message"]) for entry in refused] == [("INVALID_INPUT", "pattern")]
     assert "swordfish" not in str(entries)
+
+
+READER = """
+import os, signal, sys
+import grpc
+from clawbox_client.v1 import sandbox_pb2, sandbox_pb2_grpc
+
+channel = grpc.insecure_channel(sys.argv[1], [("grpc.http2.bdp_probe", 0)])
+stub = sandbox_pb2_grpc.SandboxStub(channel)
+request = sandbox_pb2.ExecuteRequest(tool="x")
+metadata = [("authorization", "Bearer " + sys.argv[2])]
+calls = [stub.Execute.future(request, metadata=metadata) for _ in range(8)]
+print("sent", flush=True)
+os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+async def test_who_leaves_replies_unread_gets_no_more_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred on each connection stayed in memory, on as many connections as one liked."""
+    monkeypatch.setattr(limits.UnreadReplies.__init__, "__defaults__", (16 << 20,))
+    arrived = asyncio.Semaphore(0)
+    stopped = asyncio.Event()
+
+    async def large(_request: Any) -> sandbox_pb2.ExecuteResponse:
+        arrived.release()
+        await stopped.wait()
+        return sandbox_pb2.ExecuteResponse(output_bytes=bytes(4 << 20))
+
+    async with rpc.serving() as running, asyncio.timeout(30):
+        running.sandbox.execute = large
+        address = f"127.0.0.1:{running.server.port}"
+        reader = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", READER, address, rpc.ADMIN, stdout=asyncio.subprocess.PIPE
+        )
+        async with grpc.aio.insecure_channel(address) as channel:
+            stub: Any = sandbox_pb2_grpc.SandboxStub(channel)
+
+            async def execute(token: str) -> Any:
+                return await stub.Execute(sandbox_pb2.ExecuteRequest(), metadata=rpc.metadata(token))
+
+            try:
+                assert reader.stdout is not None
+                await reader.stdout.readline()
+                for _ in range(8):
+                    await arrived.acquire()
+                stopped.set()
+                running.sandbox.execute = running.sandbox._ok
+                await execute(rpc.NARROW)  # somebody else
+                refused = await rpc.failure(execute(rpc.ADMIN))
+                assert rpc.details(refused).reason == "STREAM_LIMIT"
+                await execute(rpc.NARROW)
+            finally:
+                reader.kill()
+                await reader.wait()
+            assert await running.server.calls.wait_none_left(10)
+            await execute(rpc.ADMIN)
