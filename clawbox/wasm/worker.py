@@ -169,7 +169,6 @@ class _Worker:
         for artifact in self._artifacts.own:
             capture = Capture(
                 limits,
-                stdout_is_output=True,
                 streamed=False,
                 keep_output=False,
                 send=lambda _: None,
@@ -195,7 +194,6 @@ class _Worker:
         stdout_is_output = isinstance(artifact, CommandModule) or artifact.is_command
         capture = Capture(
             limits,
-            stdout_is_output=stdout_is_output,
             streamed=frame.streamed,
             keep_output=stdout_is_output and frame.output_schema is not None,
             send=self._channel.send,
