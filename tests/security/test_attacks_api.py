@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 import tracemalloc
 from typing import TYPE_CHECKING, Any
@@ -136,7 +137,7 @@ async def test_the_log_does_not_repeat_parameters_that_break_a_schema(
 
 
 READER = """
-import os, signal, sys
+import signal, sys
 import grpc
 from clawbox_client.v1 import sandbox_pb2, sandbox_pb2_grpc
 
@@ -146,7 +147,7 @@ request = sandbox_pb2.ExecuteRequest(tool="x")
 metadata = [("authorization", "Bearer " + sys.argv[2])]
 calls = [stub.Execute.future(request, metadata=metadata) for _ in range(8)]
 print("sent", flush=True)
-os.kill(os.getpid(), signal.SIGSTOP)
+signal.pause()
 """
 
 
@@ -178,6 +179,7 @@ async def test_who_leaves_replies_unread_gets_no_more_of_them(monkeypatch: pytes
                 await reader.stdout.readline()
                 for _ in range(8):
                     await arrived.acquire()
+                reader.send_signal(signal.SIGSTOP)
                 stopped.set()
                 running.sandbox.execute = running.sandbox._ok
                 await execute(rpc.NARROW)  # somebody else
