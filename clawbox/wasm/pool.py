@@ -302,10 +302,10 @@ class WorkerPool:
             rank = _fit(worker, call)
             if rank <= best_rank:
                 best, best_rank = worker, rank
-        if best_rank == _Fit.READY:
+        if best is not None and best.preparing_since is None:
             return best
-        room_for_owner = len(self._busy) + len(self._idle) < self._size
-        if room_for_owner or (best is None and self._may_take_spare(call, now)):
+        another = len(self._busy) + len(self._idle) < self._size
+        if another or (best is None and self._may_take_spare(call, now)):
             spare = next((spare for spare in self._spare if _can_run(spare, call)), None)
             return spare or best
         return best
