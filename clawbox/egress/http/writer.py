@@ -1,0 +1,156 @@
+"""Messages into bytes: heads written anew from what was decided, bodies framed by what was promised.
+
+Nothing of a received head is copied as bytes. Each head that is written passes the parser that refuses those
+of others, so that no value that was added (a credential, say) can end a line.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+
+from clawbox.egress.http.framing import CHUNKED, NO_BODY, UNTIL_CLOSE, BodyKind, Framing
+from clawbox.egress.http.head import well_formed
+from clawbox.egress.http.headers import NEVER_RETURNED, NEVER_SENT, passable_trailers
+from clawbox.egress.refusal import Denial, RefusedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from clawbox.egress.http.head import RequestHead, ResponseHead
+    from clawbox.egress.http.headers import Headers
+    from clawbox.egress.refusal import Refusal
+    from clawbox.egress.target import Target
+
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+CONNECTED: Final = b"HTTP/1.1 200 Connection established\r\n\r\n"
+
+
+def request_fields(head: RequestHead) -> list[tuple[bytes, bytes]]:
+    """The client's header fields that go upstream, before credentials are attached (28, 70).
+
+    Raises RefusedError where the client asks for another protocol (property 51).
+    """
+    if upgrade := head.upgrade:
+        raise RefusedError(Denial.WEBSOCKET if b"websocket" in upgrade else Denial.UPGRADE)
+    return head.headers.without(NEVER_SENT)
+
+
+def write_request(
+    method: str,
+    target: Target,
+    fields: Iterable[tuple[bytes, bytes]],
+    framing: Framing,
+    *,
+    keep_alive: bool = True,
+) -> bytes:
+    """A request's head: Host and framing from what was decided (property 27), then ``fields``."""
+    lines = [f"{method} {target.request_target} HTTP/1.1\r\nHost: {target.authority}\r\n".encode("ascii")]
+    lines += [b"%s: %s\r\n" % field for field in fields]
+    lines.append(_framing_line(framing))
+    lines.append(b"\r\n" if keep_alive else b"Connection: close\r\n\r\n")
+    return _checked(lines)
+
+
+def response_fields(head: ResponseHead) -> list[tuple[bytes, bytes]]:
+    """The upstream's header fields that go to the client (28, 57)."""
+    return head.headers.without(NEVER_RETURNED)
+
+
+def returned_framing(received: Framing, client_version: int, *, rewritten: bool) -> Framing:
+    """How the body goes to a client of that minor version; ``rewritten``: its length may change on the way.
+
+    A body that ends with the upstream's connection becomes chunked, so that the client can tell its end from
+    a break (property 53). HTTP/1.0 has no chunks; there the connection must be reset on a break.
+    """
+    if received.kind is BodyKind.NONE or (received.kind is BodyKind.LENGTH and not rewritten):
+        return received
+    return CHUNKED if client_version == 1 else UNTIL_CLOSE
+
+
+def write_response(
+    head: ResponseHead,
+    fields: Iterable[tuple[bytes, bytes]],
+    framing: Framing,
+    *,
+    keep_alive: bool,
+    stated_length: bytes | None = None,
+) -> bytes:
+    """A response's head for the client.
+
+    ``stated_length`` is the Content-Length that a bodiless answer (HEAD, 304) describes.
+    """
+    if head.interim or head.status == 204:
+        framing = NO_BODY
+    lines = [b"HTTP/1.1 %d %s\r\n" % (head.status, head.reason)]
+    lines += [b"%s: %s\r\n" % field for field in fields]
+    lines.append(_framing_line(framing))
+    if framing.kind is BodyKind.NONE and stated_length is not None:
+        lines.append(b"Content-Length: %s\r\n" % stated_length)
+    if head.interim:
+        lines.append(b"\r\n")
+    elif keep_alive and framing.kind is not BodyKind.CLOSE:
+        lines.append(b"Connection: keep-alive\r\n\r\n")
+    else:
+        lines.append(b"Connection: close\r\n\r\n")
+    return _checked(lines)
+
+
+def write_refusal(
+    refusal: Refusal, *, with_body: bool = True, fields: Iterable[tuple[bytes, bytes]] = ()
+) -> bytes:
+    """A whole response that says why (property 60) and ends the connection.
+
+    Its ``X-Clawbox-Error`` is the sidecar's word: no upstream's passes (property 57). ``with_body``: false in
+    answer to HEAD. ``fields`` are further header fields.
+    """
+    body = refusal.body()
+    lines = [f"HTTP/1.1 {refusal.status} {HTTPStatus(refusal.status).phrase}\r\n".encode("ascii")]
+    lines += [b"%s: %s\r\n" % field for field in fields]
+    lines.append(
+        b"Content-Type: application/json\r\nContent-Length: %d\r\nCache-Control: no-store\r\n"
+        b"X-Clawbox-Error: %s\r\nConnection: close\r\n\r\n" % (len(body), refusal.code.encode("ascii"))
+    )
+    return _checked(lines) + (body if with_body else b"")
+
+
+def _framing_line(framing: Framing) -> bytes:
+    if framing.kind is BodyKind.LENGTH:
+        return b"Content-Length: %d\r\n" % framing.length
+    return b"Transfer-Encoding: chunked\r\n" if framing.kind is BodyKind.CHUNKED else b""
+
+
+def _checked(lines: Sequence[bytes]) -> bytes:
+    head = b"".join(lines)
+    if not well_formed(head):
+        raise ValueError("a head that would not be accepted was about to be written")
+    return head
+
+
+class BodyWriter:
+    """One body on the wire. Raises ValueError rather than write another number of bytes than was promised."""
+
+    def __init__(self, framing: Framing) -> None:
+        self._kind = framing.kind
+        self._left = framing.length
+
+    def data(self, payload: bytes) -> bytes:
+        """The bytes to send for a piece of payload."""
+        if not payload:
+            return b""
+        if self._kind is BodyKind.CHUNKED:
+            return b"%x\r\n%s\r\n" % (len(payload), payload)
+        if self._kind is not BodyKind.CLOSE:
+            self._left -= len(payload)
+            if self._left < 0:
+                raise ValueError("more bytes than the head promised")
+        return payload
+
+    def end(self, trailers: Headers | None = None) -> bytes:
+        """The bytes that end the body. Without a call the other end sees a break (property 53)."""
+        if self._kind is BodyKind.CHUNKED:
+            fields = passable_trailers(trailers) if trailers else []
+            return b"0\r\n%s\r\n" % b"".join(b"%s: %s\r\n" % field for field in fields)
+        if self._kind is BodyKind.LENGTH and self._left:
+            raise ValueError("fewer bytes than the head promised")
+        return b""
