@@ -12,6 +12,7 @@ checksum, what may not stand before it) is looked at in a second step on what wa
 from __future__ import annotations
 
 import enum
+import functools
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -395,19 +396,21 @@ class PatternSet:
 
     def __init__(self, patterns: Sequence[Pattern]) -> None:
         """Compile; an expression that RE2 does not take raises ``re2.error``."""
-        options = re2.Options()
-        options.max_mem = MAX_MEM
-        # Bytes that are not UTF-8 are searched like any other.
-        options.encoding = re2.Options.Encoding.LATIN1
-        options.log_errors = False
-        options.never_capture = True
         self.patterns = tuple(patterns)
-        self._each = tuple(_compile(pattern.expression, options) for pattern in self.patterns)
-        self._any = _compile(b"|".join(b"(?:%s)" % pattern.expression for pattern in self.patterns), options)
-        self._which = re2.Set.SearchSet(options)  # type: ignore[no-untyped-call]
+        self._any = _compile(b"|".join(b"(?:%s)" % pattern.expression for pattern in self.patterns))
+
+    # Two thirds of the time to compile, for what only something found needs.
+    @functools.cached_property
+    def _each(self) -> tuple[Any, ...]:
+        return tuple(_compile(pattern.expression) for pattern in self.patterns)
+
+    @functools.cached_property
+    def _which(self) -> Any:
+        which = re2.Set.SearchSet(_options())  # type: ignore[no-untyped-call]
         for pattern in self.patterns:
-            self._which.Add(pattern.expression)
-        self._which.Compile()
+            which.Add(pattern.expression)
+        which.Compile()
+        return which
 
     def found_in(self, data: bytes) -> bool:
         """Whether any of the patterns occurs: the quick question, about 1 µs for a short text."""
@@ -431,5 +434,15 @@ def _preceded(data: bytes, position: int, texts: tuple[bytes, ...]) -> bool:
     return any(data.endswith(text, 0, position) for text in texts)
 
 
-def _compile(expression: bytes, options: re2.Options) -> Any:  # re2 has no types
-    return re2.compile(expression, options)  # type: ignore[no-untyped-call]
+def _options() -> re2.Options:
+    options = re2.Options()
+    options.max_mem = MAX_MEM
+    # Bytes that are not UTF-8 are searched like any other.
+    options.encoding = re2.Options.Encoding.LATIN1
+    options.log_errors = False
+    options.never_capture = True
+    return options
+
+
+def _compile(expression: bytes) -> Any:  # re2 has no types
+    return re2.compile(expression, _options())  # type: ignore[no-untyped-call]
