@@ -66,30 +66,33 @@ def decide(
         return Decision(Refusal(Denial.METHOD_REFUSED))
     if not grant.rules:
         return Decision(Refusal(Denial.NO_RULES))
-    named = [(index, rule) for index, rule in enumerate(grant.rules) if host_within(rule.host, target.host)]
-    if not named:
-        return Decision(Refusal(Denial.HOST_NOT_ALLOWED, target.host[:253]))
-    denial = Denial.PORT_NOT_ALLOWED
+    host, port, path, connect = target.host, target.port, target.path, target.form is Form.CONNECT
+    first = None
+    denial = Denial.HOST_NOT_ALLOWED
     allowing: list[tuple[int, NetworkRule]] = []
-    for index, rule in named:
-        if target.port not in rule.ports:
+    for index, rule in enumerate(grant.rules):
+        if rule.host != host and not host_within(rule.host, host):
             continue
-        if target.form is Form.CONNECT:
+        if first is None:
+            first, denial = index, Denial.PORT_NOT_ALLOWED
+        if port not in rule.ports:
+            continue
+        if connect:
             allowing.append((index, rule))
         elif rule.methods and method not in rule.methods:
             denial = Denial.METHOD_NOT_ALLOWED if denial is Denial.PORT_NOT_ALLOWED else denial
-        elif rule.path_prefixes and not any(path_within(held, target.path) for held in rule.path_prefixes):
+        elif rule.path_prefixes and not any(path_within(held, path) for held in rule.path_prefixes):
             denial = Denial.PATH_NOT_ALLOWED
         else:
             allowing.append((index, rule))
     if not allowing:
-        return Decision(Refusal(denial), rule=named[0][0])
+        return Decision(Refusal(denial, "" if first is not None else host), first)
     tunnelled = all(rule.tls_mode is TlsMode.TUNNEL for _, rule in allowing)
     return Decision(
         None,
-        rule=allowing[0][0],
-        tls=TlsMode.TUNNEL if tunnelled else TlsMode.INTERCEPT,
-        on_shape=stricter_shape(rule.on_shape or default_shape for _, rule in allowing),
+        allowing[0][0],
+        TlsMode.TUNNEL if tunnelled else TlsMode.INTERCEPT,
+        stricter_shape(rule.on_shape or default_shape for _, rule in allowing),
     )
 
 

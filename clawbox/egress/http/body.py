@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from clawbox.egress.http.framing import BodyKind
 from clawbox.egress.http.head import HeadLimits, trailer_reader
-from clawbox.egress.http.headers import Headers
+from clawbox.egress.http.headers import EMPTY, Headers
 from clawbox.egress.refusal import Denial, RefusedError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def body_reader(framing: Framing) -> BodyReader:
 
 class _LengthBody:
     def __init__(self, length: int) -> None:
-        self.trailers = Headers()
+        self.trailers: Headers = EMPTY
         self._left = length
 
     def feed(self, data: bytes, payload: list[bytes]) -> int | None:
@@ -68,7 +68,7 @@ class _LengthBody:
 
 class _CloseBody:
     def __init__(self) -> None:
-        self.trailers = Headers()
+        self.trailers: Headers = EMPTY
 
     def feed(self, data: bytes, payload: list[bytes]) -> int | None:
         if data:
@@ -83,7 +83,7 @@ class _ChunkedBody:
     """RFC 9112 section 7.1."""
 
     def __init__(self) -> None:
-        self.trailers = Headers()
+        self.trailers: Headers = EMPTY
         self._left = 0
         """Bytes of the current chunk that are still to come."""
         self._ending = False

@@ -24,7 +24,8 @@ Buffer: TypeAlias = bytes | bytearray
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
 _FIELDS = rb"((?:%s++:[\t -~\x80-\xff]*+\r\n)*+)\r\n" % _TOKEN
 _METHOD = rb"%s{1,32}+" % _TOKEN
-_REQUEST_LINE = rb"(%s) ([!-~]++) HTTP/1\.([01])\r\n" % _METHOD
+# PRI begins an HTTP/2 connection (RFC 9113 3.4) and nothing else.
+_REQUEST_LINE = rb"(?!PRI )(%s) ([!-~]++) HTTP/1\.([01])\r\n" % _METHOD
 # The space after the status is required, and left out by many servers that have no reason to send.
 _STATUS_LINE = rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\t -~\x80-\xff]*+))?\r\n"
 _REQUEST = re.compile(_REQUEST_LINE + _FIELDS)
@@ -34,7 +35,7 @@ _STATUS_FIRST = re.compile(_STATUS_LINE)
 _FIELD = re.compile(rb"(%s++):([\t -~\x80-\xff]*+)\r\n" % _TOKEN)
 _TRAILERS = re.compile(_FIELDS)
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
-_VERSION = re.compile(rb"[^ ]+ [^ ]+ HTTP/[0-9.]+\r\n|HTTP/[0-9.]+ .*\r\n")
+_VERSION = re.compile(rb"(?:[^ ]+ [^ ]+ )?HTTP/(?!1\.[01][ \r])[0-9.]+(?: .*)?\r\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +126,9 @@ def match_trailers(data: Buffer, limits: HeadLimits) -> tuple[Headers, int] | No
     return _headers(good[1], limits), good.end()
 
 
-def well_formed(head: bytes) -> bool:
-    """Whether bytes are one good head and nothing else: what is sent passes what is asked of others."""
-    return (_REQUEST.fullmatch(head) or _RESPONSE.fullmatch(head)) is not None
+def well_formed(block: bytes) -> bool:
+    """Whether bytes are good header lines, the empty one after them, and nothing else."""
+    return _TRAILERS.fullmatch(block) is not None
 
 
 def _headers(block: bytes, limits: HeadLimits) -> Headers:
@@ -245,7 +246,7 @@ def trailer_reader(limits: HeadLimits) -> HeadReader[Headers]:
 
 
 def _request_line(line: bytes) -> None:
-    if line.startswith(b"PRI * "):
+    if line.startswith(b"PRI "):
         raise RefusedError(Denial.HTTP2)
     if not _REQUEST_FIRST.fullmatch(line):
         raise RefusedError(Denial.HTTP_VERSION if _VERSION.fullmatch(line) else Denial.BAD_START_LINE)
@@ -253,8 +254,8 @@ def _request_line(line: bytes) -> None:
 
 def _status_line(line: bytes) -> None:
     if not _STATUS_FIRST.fullmatch(line):
-        known = _VERSION.fullmatch(line) and not line.startswith((b"HTTP/1.0 ", b"HTTP/1.1 "))
-        raise RefusedError(Denial.HTTP_VERSION if known else Denial.BAD_START_LINE, shown(line[:64].rstrip()))
+        denial = Denial.HTTP_VERSION if _VERSION.fullmatch(line) else Denial.BAD_START_LINE
+        raise RefusedError(denial, shown(line[:64].rstrip()))
 
 
 def _keeps_alive(version: int, headers: Headers) -> bool:

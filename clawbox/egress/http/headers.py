@@ -57,8 +57,8 @@ _NOT_IN_TRAILERS: Final = (
         b"www-authenticate",
     }
 )
-_OURS: Final = b"x-clawbox-"
-"""The prefix of the sidecar's own headers, which neither side can send (property 57)."""
+# X-Clawbox-… are the sidecar's own, which neither side can send (property 57).
+_DROPPED_PREFIXES: Final = (b"x-forwarded-", b"x-clawbox-")
 
 
 def canonical_name(name: bytes) -> bytes:
@@ -112,15 +112,20 @@ class Headers:
 
         ``names`` are canonical names, and so are compared.
         """
-        if b"connection" in self._names:
-            names |= {canonical_name(option) for option in self.tokens(b"connection")}
-        kept = []
-        for name, item in zip(self._names, self._items, strict=True):
-            if b"_" in name:
-                name = name.replace(b"_", b"-")  # noqa: PLW2901
-            if name not in names and not name.startswith((b"x-forwarded-", _OURS)):
-                kept.append(item)
-        return kept
+        connection = self.tokens(b"connection")
+        if connection:
+            names = names.union(map(canonical_name, connection))
+        mine = self._names
+        if any(b"_" in name for name in mine):
+            mine = [name.replace(b"_", b"-") for name in mine]
+        return [
+            item
+            for name, item in zip(mine, self._items, strict=True)
+            if name not in names and not name.startswith(_DROPPED_PREFIXES)
+        ]
+
+
+EMPTY: Final = Headers()
 
 
 def passable_trailers(trailers: Headers) -> list[tuple[bytes, bytes]]:

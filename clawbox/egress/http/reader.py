@@ -251,9 +251,12 @@ class ResponseReader(_MessageReader):
 def _check_request(head: RequestHead) -> Framing:
     framing = request_framing(head)
     headers = head.headers
-    if b"http2-settings" in headers or any(token.startswith(b"h2c") for token in head.upgrade):
+    if b"http2-settings" in headers or (b"upgrade" in headers and any(map(_is_h2c, head.upgrade))):
         raise RefusedError(Denial.HTTP2)
-    expected = headers.values(b"expect")
-    if expected and [value.lower() for value in expected] != [b"100-continue"]:
+    if b"expect" in headers and [value.lower() for value in headers.values(b"expect")] != [b"100-continue"]:
         raise RefusedError(Denial.EXPECTATION)
     return framing
+
+
+def _is_h2c(protocol: bytes) -> bool:
+    return protocol.partition(b"/")[0] in {b"h2c", b"h2"}

@@ -1,17 +1,17 @@
 """Messages into bytes: heads written anew from what was decided, bodies framed by what was promised.
 
-Nothing of a received head is copied as bytes. Each head that is written passes the parser that refuses those
-of others, so that no value that was added (a credential, say) can end a line.
+Nothing of a received head is copied as bytes. The fields that are written pass the grammar by which those of
+others are refused, line by line, so that no value that was added (a credential, say) can end one.
 """
 
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from clawbox.egress.http.framing import CHUNKED, NO_BODY, UNTIL_CLOSE, BodyKind, Framing
 from clawbox.egress.http.head import well_formed
-from clawbox.egress.http.headers import NEVER_RETURNED, NEVER_SENT, passable_trailers
+from clawbox.egress.http.headers import EMPTY, NEVER_RETURNED, NEVER_SENT, passable_trailers
 from clawbox.egress.refusal import Denial, RefusedError
 
 if TYPE_CHECKING:
@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from clawbox.egress.refusal import Refusal
     from clawbox.egress.target import Target
 
+Field: TypeAlias = tuple[bytes, bytes]
+_LINE: Final = b"%s: %s".__mod__
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 CONNECTED: Final = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
 
-def request_fields(head: RequestHead) -> list[tuple[bytes, bytes]]:
+def request_fields(head: RequestHead) -> list[Field]:
     """The client's header fields that go upstream, before credentials are attached (28, 70).
 
     Raises RefusedError where the client asks for another protocol (property 51).
@@ -39,20 +41,24 @@ def request_fields(head: RequestHead) -> list[tuple[bytes, bytes]]:
 def write_request(
     method: str,
     target: Target,
-    fields: Iterable[tuple[bytes, bytes]],
+    fields: Iterable[Field],
     framing: Framing,
     *,
     keep_alive: bool = True,
 ) -> bytes:
     """A request's head: Host and framing from what was decided (property 27), then ``fields``."""
-    lines = [f"{method} {target.request_target} HTTP/1.1\r\nHost: {target.authority}\r\n".encode("ascii")]
-    lines += [b"%s: %s\r\n" % field for field in fields]
-    lines.append(_framing_line(framing))
-    lines.append(b"\r\n" if keep_alive else b"Connection: close\r\n\r\n")
-    return _checked(lines)
+    lines = [
+        f"{method} {target.request_target} HTTP/1.1".encode("ascii"),
+        b"Host: " + target.authority.encode("ascii"),
+        *map(_LINE, fields),
+        *_framing_line(framing),
+    ]
+    if not keep_alive:
+        lines.append(b"Connection: close")
+    return _head(lines)
 
 
-def response_fields(head: ResponseHead) -> list[tuple[bytes, bytes]]:
+def response_fields(head: ResponseHead) -> list[Field]:
     """The upstream's header fields that go to the client (28, 57)."""
     return head.headers.without(NEVER_RETURNED)
 
@@ -70,7 +76,7 @@ def returned_framing(received: Framing, client_version: int, *, rewritten: bool)
 
 def write_response(
     head: ResponseHead,
-    fields: Iterable[tuple[bytes, bytes]],
+    fields: Iterable[Field],
     framing: Framing,
     *,
     keep_alive: bool,
@@ -82,49 +88,54 @@ def write_response(
     """
     if head.interim or head.status == 204:
         framing = NO_BODY
-    lines = [b"HTTP/1.1 %d %s\r\n" % (head.status, head.reason)]
-    lines += [b"%s: %s\r\n" % field for field in fields]
-    lines.append(_framing_line(framing))
+    lines = [b"HTTP/1.1 %d %s" % (head.status, head.reason), *map(_LINE, fields), *_framing_line(framing)]
     if framing.kind is BodyKind.NONE and stated_length is not None:
-        lines.append(b"Content-Length: %s\r\n" % stated_length)
-    if head.interim:
-        lines.append(b"\r\n")
-    elif keep_alive and framing.kind is not BodyKind.CLOSE:
-        lines.append(b"Connection: keep-alive\r\n\r\n")
-    else:
-        lines.append(b"Connection: close\r\n\r\n")
-    return _checked(lines)
+        lines.append(b"Content-Length: " + stated_length)
+    if not head.interim:
+        reused = keep_alive and framing.kind is not BodyKind.CLOSE
+        lines.append(b"Connection: keep-alive" if reused else b"Connection: close")
+    return _head(lines)
 
 
-def write_refusal(
-    refusal: Refusal, *, with_body: bool = True, fields: Iterable[tuple[bytes, bytes]] = ()
-) -> bytes:
+def write_refusal(refusal: Refusal, *, with_body: bool = True, fields: Iterable[Field] = ()) -> bytes:
     """A whole response that says why (property 60) and ends the connection.
 
     Its ``X-Clawbox-Error`` is the sidecar's word: no upstream's passes (property 57). ``with_body``: false in
     answer to HEAD. ``fields`` are further header fields.
     """
     body = refusal.body()
-    lines = [f"HTTP/1.1 {refusal.status} {HTTPStatus(refusal.status).phrase}\r\n".encode("ascii")]
-    lines += [b"%s: %s\r\n" % field for field in fields]
-    lines.append(
-        b"Content-Type: application/json\r\nContent-Length: %d\r\nCache-Control: no-store\r\n"
-        b"X-Clawbox-Error: %s\r\nConnection: close\r\n\r\n" % (len(body), refusal.code.encode("ascii"))
+    head = _head(
+        [
+            f"HTTP/1.1 {refusal.status} {HTTPStatus(refusal.status).phrase}".encode("ascii"),
+            *map(_LINE, fields),
+            b"Content-Type: application/json",
+            b"Content-Length: %d" % len(body),
+            b"Cache-Control: no-store",
+            b"X-Clawbox-Error: " + refusal.code.encode("ascii"),
+            b"Connection: close",
+        ]
     )
-    return _checked(lines) + (body if with_body else b"")
+    return head + body if with_body else head
 
 
-def _framing_line(framing: Framing) -> bytes:
+def _framing_line(framing: Framing) -> tuple[bytes, ...]:
     if framing.kind is BodyKind.LENGTH:
-        return b"Content-Length: %d\r\n" % framing.length
-    return b"Transfer-Encoding: chunked\r\n" if framing.kind is BodyKind.CHUNKED else b""
+        return (b"Content-Length: %d" % framing.length,)
+    return (b"Transfer-Encoding: chunked",) if framing.kind is BodyKind.CHUNKED else ()
 
 
-def _checked(lines: Sequence[bytes]) -> bytes:
-    head = b"".join(lines)
-    if not well_formed(head):
-        raise ValueError("a head that would not be accepted was about to be written")
-    return head
+def _head(lines: Sequence[bytes]) -> bytes:
+    if b"\r" in lines[0] or b"\n" in lines[0]:
+        raise ValueError("a start line that would not be accepted was about to be written")
+    return lines[0] + b"\r\n" + _block(lines[1:])
+
+
+def _block(fields: Sequence[bytes]) -> bytes:
+    block = b"\r\n".join((*fields, b"", b""))
+    # A line end inside a value would make a good block too, of one line more.
+    if block.count(b"\n") != len(fields) + 1 or not well_formed(block):
+        raise ValueError("header lines that would not be accepted were about to be written")
+    return block
 
 
 class BodyWriter:
@@ -149,8 +160,7 @@ class BodyWriter:
     def end(self, trailers: Headers | None = None) -> bytes:
         """The bytes that end the body. Without a call the other end sees a break (property 53)."""
         if self._kind is BodyKind.CHUNKED:
-            fields = passable_trailers(trailers) if trailers else []
-            return b"0\r\n%s\r\n" % b"".join(b"%s: %s\r\n" % field for field in fields)
+            return b"0\r\n" + _block([_LINE(field) for field in passable_trailers(trailers or EMPTY)])
         if self._kind is BodyKind.LENGTH and self._left:
             raise ValueError("fewer bytes than the head promised")
         return b""
