@@ -66,7 +66,7 @@ class LeakDetector:
     """Knows the secrets of one sandbox; its requests share it."""
 
     def __init__(self, secrets: Iterable[tuple[str, str]] = ()) -> None:
-        """``secrets`` are (credential name, value), its retired values among them (threats.md, 76).
+        """``secrets`` are (credential name, value), its retired values among them (docs/security.md, 76).
 
         Raises ValueError for a value that is empty or has a line end.
         """
