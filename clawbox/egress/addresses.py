@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-# IANA IPv4 Special-Purpose Address Registry (RFC 6890 and those named), with whatever it does not call
-# globally reachable, and multicast, class E and relays besides.
+# IANA IPv4 Special-Purpose Address Registry (RFC 6890 and those named): what it does not call globally
+# reachable, its relays and sinks too, and multicast and what is reserved besides.
 SPECIAL_IPV4: Final = {
     "0.0.0.0/8": "this network (RFC 791, RFC 1122 3.2.1.3)",
     "10.0.0.0/8": "private (RFC 1918)",
@@ -59,6 +59,7 @@ SPECIAL_IPV6: Final = {
 }
 _IPV4: Final = tuple((ipaddress.IPv4Network(net), why) for net, why in SPECIAL_IPV4.items())
 _IPV6: Final = tuple((ipaddress.IPv6Network(net), why) for net, why in SPECIAL_IPV6.items())
+_LOOPBACK_6: Final = ipaddress.IPv6Address("::1")
 _LOOPBACK: Final = (ipaddress.IPv4Network("127.0.0.0/8"), ipaddress.IPv6Network("::1/128"))
 
 
@@ -140,12 +141,13 @@ def _carries_another(address: Address) -> bool:
     """Whether an IPv6 address stands for an IPv4 one, so that trusting a network must not reach it (12)."""
     if isinstance(address, ipaddress.IPv4Address):
         return False
-    return any(address in net for net in _TRANSLATED)
+    return any(address in net for net in _TRANSLATED) and address != _LOOPBACK_6
 
 
 _TRANSLATED: Final = tuple(
     ipaddress.IPv6Network(net)
     for net in (
+        "::/96",  # IPv4-compatible (RFC 4291 2.5.5.1)
         "::ffff:0:0/96",  # IPv4-mapped (RFC 4291 2.5.5.2)
         "::ffff:0:0:0/96",  # IPv4-translated (RFC 2765)
         "64:ff9b::/96",  # NAT64 (RFC 6052)

@@ -31,6 +31,10 @@ MAX_INTERIM: Final = 16
 """1xx responses to one request."""
 
 
+MAX_SURPLUS: Final = 512 << 10
+"""Bytes of next requests that are kept while one is answered: two of the largest reads."""
+
+
 @dataclass(frozen=True, slots=True)
 class End:
     """A message is complete."""
@@ -162,6 +166,8 @@ class RequestReader(_MessageReader):
     def _wait(self, data: bytes) -> None:
         if data and self._tunnel:
             raise RefusedError(Denial.UNEXPECTED_BYTES, "before the reply to CONNECT")
+        if len(self._surplus) + len(data) > MAX_SURPLUS:
+            raise RefusedError(Denial.UNEXPECTED_BYTES, "too many while a request is answered")
         self._surplus += data
 
 

@@ -154,6 +154,7 @@ def test_p12_ipv4_inside_ipv6_is_refused_even_when_it_is_public_or_trusted(inner
     hexed = f"{int(four) >> 16:x}:{int(four) & 0xFFFF:x}"
     trusted = AddressPolicy(trusted=networks("0.0.0.0/0", "::/0"))
     for text in (
+        f"::{hexed}",
         f"::ffff:{inner}",
         f"::ffff:0:{hexed}",
         f"64:ff9b::{hexed}",
@@ -164,7 +165,6 @@ def test_p12_ipv4_inside_ipv6_is_refused_even_when_it_is_public_or_trusted(inner
     ):
         assert Denial.ADDRESS_REFUSED is refused([text]), text
         assert Denial.ADDRESS_REFUSED is refused([text], trusted), text
-    assert Denial.ADDRESS_REFUSED is refused([f"::{hexed}"])
 
 
 @pytest.mark.parametrize("text", ["fe80::1%eth0", "2606:4700::1111%1", "::1%lo"])

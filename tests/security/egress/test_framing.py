@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from clawbox.egress.http.framing import BodyKind
 from clawbox.egress.http.head import HeadLimits, RequestHead, ResponseHead
 from clawbox.egress.http.headers import Headers
-from clawbox.egress.http.reader import MAX_INTERIM, End, RequestReader, ResponseReader
+from clawbox.egress.http.reader import MAX_INTERIM, MAX_SURPLUS, End, RequestReader, ResponseReader
 from clawbox.egress.refusal import Denial, Refusal, Side
 from tests.security.egress.messages import (
     REQUESTS,
@@ -241,6 +241,16 @@ def test_p53_every_prefix_of_a_response_is_incomplete(file):
         assert framed_by_close or events != whole
 
 
+def test_p52_payload_comes_out_as_soon_as_it_is_in():
+    reader = ResponseReader()
+    reader.expect("GET")
+    reader.feed(OK + b"Content-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+    assert [b"data: 1"] == reader.feed(b"10\r\ndata: 1")
+    assert [b"\n\n"] == reader.feed(b"\n\n")
+    assert [b"data: 2"] == reader.feed(b"data: 2")
+    assert [b"data: 3\n\n"] == reader.feed(b"\r\n9\r\ndata: 3\n\n")
+
+
 def test_p53_a_body_until_the_end_needs_a_clean_end():
     response = OK + b"\r\nhello"
     assert isinstance(read_response([response], clean=True)[-1], End)
@@ -359,6 +369,17 @@ def test_p31_requests_on_one_connection_are_read_one_at_a_time():
     assert [] == reader.next()
     assert reader.idle
     assert reader.eof() is None
+
+
+def test_p31_what_is_kept_of_next_requests_is_bounded():
+    reader = RequestReader()
+    get = b"GET http://a.example/ HTTP/1.1\r\nHost: a.example\r\n\r\n"
+    reader.feed(get)
+    kept = 0
+    while not (refused := reader.feed(get * 100)):
+        kept = reader.surplus
+    assert [Denial.UNEXPECTED_BYTES] == [event.denial for event in refused if isinstance(event, Refusal)]
+    assert (True, 0) == (kept <= MAX_SURPLUS, reader.surplus)
 
 
 def test_p31_nothing_is_read_after_a_refusal():
