@@ -6,8 +6,8 @@ and ``\u0041`` are one expression. Base64 and base64url have one for each of the
 three bytes where the secret may begin, whatever stands before and after it: HTTP's Basic is one of them. All
 are searched without regard to case, since header and host names lose it.
 
-Scanning is a net, not a boundary (docs/security.md, 77): what is reversed, wrapped over lines, encrypted or encoded
-in a way that is not here passes.
+Scanning is a net, not a boundary (docs/security.md, 77): what is reversed, wrapped over lines, encrypted or
+encoded in a way that is not here passes.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class Finding:
     name: str
     """Of the credential or of the shape."""
     kind: Kind
-    """KNOWN or CREDENTIAL. A few KNOWN ones in requests suspend a sandbox's credentials (docs/security.md, 68)."""
+    """KNOWN or CREDENTIAL. A few KNOWN ones in requests suspend a sandbox's credentials (68)."""
     place: Place
     action: Action
 

@@ -1,7 +1,7 @@
 """Searching a stream: bytes in, the bytes that may go on out, whatever the chunks (46, 48, 52, 54).
 
-What a stream holds back depends on public facts alone (docs/security.md, 67): everything since the last line feed,
-at least ``HOLD`` and at most twice as many bytes of what has none, the same for every secret and every text.
+What a stream holds back depends on public facts alone (docs/security.md, 67): everything since the last line
+feed, at least ``HOLD`` and at most twice as many bytes of what has none, the same for every secret and text.
 Holding back "what could begin a match" told 79 of 80 digits of a secret in 2,325 probes.
 """
 

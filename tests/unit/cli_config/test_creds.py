@@ -146,7 +146,12 @@ def test_at_a_terminal_the_value_is_asked_for_and_not_shown(creds, stored, monke
             return True
 
     asked = []
-    monkeypatch.setattr("getpass.getpass", lambda prompt: (asked.append(prompt), VALUE)[1])
+
+    def ask(prompt):
+        asked.append(prompt)
+        return VALUE
+
+    monkeypatch.setattr("getpass.getpass", ask)
     monkeypatch.setattr(sys, "stdin", Terminal())
     ran = clawbox("creds", "add", "--name", "gh", "--domain", "a.test")
     assert (ran.code, len(asked)) == (0, 1)

@@ -3,6 +3,7 @@
 import base64
 import html
 import json
+from collections.abc import Callable
 from urllib.parse import quote, quote_plus
 
 SECRETS = {
@@ -15,7 +16,7 @@ SECRETS = {
 }
 
 
-def every_byte(data, form):
+def every_byte(data: bytes, form: bytes) -> bytes:
     return b"".join(form % byte for byte in data)
 
 
@@ -24,7 +25,7 @@ def inside(encode, before, after):
     return lambda secret: encode(before + secret.encode() + after)
 
 
-ENCODINGS = {
+ENCODINGS: dict[str, Callable[[str], bytes]] = {
     "raw": str.encode,
     "percent": lambda secret: quote(secret, safe="").encode(),
     "form": lambda secret: quote_plus(secret, safe="").encode(),
