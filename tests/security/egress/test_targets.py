@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import socket
+from urllib.parse import urlsplit
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from clawbox.egress.refusal import Denial, RefusedError
@@ -20,7 +21,8 @@ from clawbox.egress.target import (
     parse_tunnel_target,
     parse_url,
 )
-from clawbox.network_rules import path_within
+from clawbox.network_rules import canonical_host, path_within
+from tests.security.egress.messages import CORPUS
 
 TUNNEL = Target("https", "example.com", 443, "", None, Form.CONNECT)
 
@@ -487,7 +489,51 @@ def test_p72_a_path_in_a_tunnel_never_names_another_host():
         assert (target.host, target.port) == ("example.com", 443)
 
 
-@given(st.sampled_from(["GET", "CONNECT"]), st.text(max_size=80))
+_CORPUS = [
+    (code, text.encode("ascii").decode("unicode_escape"))
+    for code, text in (
+        line.split(" ", 1) for line in (CORPUS / "targets.txt").read_text("ascii").splitlines() if line
+    )
+]
+
+
+@pytest.mark.parametrize(("code", "text"), _CORPUS)
+def test_p01_the_corpus_of_targets(code, text):
+    if code in {"ok", "local"}:
+        expected = Target if code == "ok" else LocalTarget
+        assert isinstance(parse_request_target("GET", text), expected)
+    else:
+        with pytest.raises(RefusedError) as refused:
+            parse_request_target("GET", text)
+        assert code == refused.value.refusal.code
+
+
+@st.composite
+def _mutated(draw):
+    text = draw(st.sampled_from(_CORPUS))[1]
+    for _ in range(draw(st.integers(0, 3))):
+        at = draw(st.integers(0, len(text)))
+        splice = draw(st.sampled_from([*"@:/\\?#[]%.;", "//", "%2f", "..", "\u3002", "b.example"]))
+        text = text[:at] + splice + text[at + draw(st.integers(0, 3)) :]
+    return text
+
+
+@settings(max_examples=1000)
+@given(_mutated())
+def test_p01_another_parser_finds_the_same_host_in_what_is_accepted(text):
+    try:
+        target = parse_url(text)
+    except RefusedError:
+        return
+    other = urlsplit(text)
+    assert other.hostname is not None
+    assert (canonical_host(other.hostname), other.scheme) == (target.host, target.scheme)
+    assert target.port == (other.port or {"http": 80, "https": 443}[other.scheme])
+    assert other.username is None
+    assert (other.query or None) == (target.query or None) or not text.isascii()
+
+
+@given(st.sampled_from(["GET", "CONNECT"]), st.text(max_size=80) | _mutated())
 def test_targets_are_parsed_or_refused_and_nothing_else(method, text):
     for parse in (
         lambda: parse_request_target(method, text),
