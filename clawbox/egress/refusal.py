@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 from typing import NamedTuple
 
-_MAX_DETAIL = 256
+_MAX_SHOWN = 120
 
 
 class Side(enum.Enum):
@@ -109,7 +109,7 @@ class Refusal:
 
     denial: Denial
     detail: str = ""
-    """Printable ASCII, at most 256 characters; never a header's or a query's value."""
+    """Printable ASCII, under 300 characters; never a header's or a query's value, nor an upstream's text."""
     side: Side = Side.CLIENT
 
     @property
@@ -143,9 +143,7 @@ class RefusedError(Exception):
         super().__init__(self.refusal.message)
 
 
-def shown(text: str | bytes) -> str:
-    """Text from outside as a detail may have it: printable ASCII, cut."""
-    if isinstance(text, bytes):
-        text = text[:_MAX_DETAIL].decode("latin-1")
-    escaped = ascii(text[:_MAX_DETAIL])[1:-1]
-    return escaped if len(escaped) <= 120 else escaped[:117] + "..."
+def shown(text: str) -> str:
+    """A client's text as a detail may have it: printable ASCII, cut. An upstream's may reflect secrets."""
+    escaped = ascii(text[:_MAX_SHOWN])[1:-1]
+    return escaped if len(escaped) <= _MAX_SHOWN else escaped[: _MAX_SHOWN - 3] + "..."

@@ -191,7 +191,7 @@ def _local(text: str) -> Target | LocalTarget:
 def _url(text: str, form: Form) -> Target:
     cut = _URL.fullmatch(text)
     if cut is None:
-        raise RefusedError(Denial.MALFORMED_TARGET, shown(text.partition("?")[0]))
+        raise RefusedError(Denial.MALFORMED_TARGET)
     scheme = cut[1].lower()
     if scheme not in DEFAULT_PORTS:
         raise RefusedError(Denial.SCHEME, shown(scheme))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
 from clawbox.egress.http.headers import Headers
-from clawbox.egress.refusal import Denial, RefusedError, shown
+from clawbox.egress.refusal import Denial, RefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +27,7 @@ _METHOD = rb"%s{1,32}+" % _TOKEN
 # PRI begins an HTTP/2 connection (RFC 9113 3.4) and nothing else.
 _REQUEST_LINE = rb"(?!PRI )(%s) ([!-~]++) HTTP/1\.([01])\r\n" % _METHOD
 # The space after the status is required, and left out by many servers that have no reason to send.
-_STATUS_LINE = rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\t -~\x80-\xff]*+))?\r\n"
+_STATUS_LINE = rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [\t -~\x80-\xff]*+)?+\r\n"
 _REQUEST = re.compile(_REQUEST_LINE + _FIELDS)
 _RESPONSE = re.compile(_STATUS_LINE + _FIELDS)
 _REQUEST_FIRST = re.compile(_REQUEST_LINE)
@@ -80,7 +80,7 @@ class ResponseHead:
     """A response's status line and headers, syntactically good."""
 
     status: int
-    reason: bytes
+    """100 to 999. The reason phrase is dropped: it means nothing, and could carry what is not scanned."""
     version: int
     headers: Headers
 
@@ -113,9 +113,9 @@ def match_response(data: Buffer, limits: HeadLimits) -> tuple[ResponseHead, int]
     good = _RESPONSE.match(data)
     if good is None or good.end() > limits.bytes:
         return None
-    version, status, reason, fields = good.groups()
+    version, status, fields = good.groups()
     headers = _headers(fields, limits)
-    return ResponseHead(int(status), bytes(reason or b""), version[0] & 1, headers), good.end()
+    return ResponseHead(int(status), version[0] & 1, headers), good.end()
 
 
 def match_trailers(data: Buffer, limits: HeadLimits) -> tuple[Headers, int] | None:
@@ -254,8 +254,8 @@ def _request_line(line: bytes) -> None:
 
 def _status_line(line: bytes) -> None:
     if not _STATUS_FIRST.fullmatch(line):
-        denial = Denial.HTTP_VERSION if _VERSION.fullmatch(line) else Denial.BAD_START_LINE
-        raise RefusedError(denial, shown(line[:64].rstrip()))
+        # Never with the line itself: an upstream may reflect a credential in it (property 49).
+        raise RefusedError(Denial.HTTP_VERSION if _VERSION.fullmatch(line) else Denial.BAD_START_LINE)
 
 
 def _keeps_alive(version: int, headers: Headers) -> bool:

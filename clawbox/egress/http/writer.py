@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from clawbox.egress.target import Target
 
 Field: TypeAlias = tuple[bytes, bytes]
+_PHRASES: Final = {status.value: status.phrase for status in HTTPStatus}
 _LINE: Final = b"%s: %s".__mod__
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 CONNECTED: Final = b"HTTP/1.1 200 Connection established\r\n\r\n"
@@ -88,7 +89,7 @@ def write_response(
     """
     if head.interim or head.status == 204:
         framing = NO_BODY
-    lines = [b"HTTP/1.1 %d %s" % (head.status, head.reason), *map(_LINE, fields), *_framing_line(framing)]
+    lines = [_status_line(head.status), *map(_LINE, fields), *_framing_line(framing)]
     if framing.kind is BodyKind.NONE and stated_length is not None:
         lines.append(b"Content-Length: " + stated_length)
     if not head.interim:
@@ -106,7 +107,7 @@ def write_refusal(refusal: Refusal, *, with_body: bool = True, fields: Iterable[
     body = refusal.body()
     head = _head(
         [
-            f"HTTP/1.1 {refusal.status} {HTTPStatus(refusal.status).phrase}".encode("ascii"),
+            _status_line(refusal.status),
             *map(_LINE, fields),
             b"Content-Type: application/json",
             b"Content-Length: %d" % len(body),
@@ -116,6 +117,10 @@ def write_refusal(refusal: Refusal, *, with_body: bool = True, fields: Iterable[
         ]
     )
     return head + body if with_body else head
+
+
+def _status_line(status: int) -> bytes:
+    return f"HTTP/1.1 {status} {_PHRASES.get(status, '')}".encode("ascii")
 
 
 def _framing_line(framing: Framing) -> tuple[bytes, ...]:
