@@ -21,9 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PIECE = 64
-"""Characters of one expression. A longer secret is looked for in pieces that overlap, so that no match is
-longer than :data:`LONGEST`, and a part of it is found too."""
-_OVERLAP = 3  # so that what base64 mixes at the edge of one piece is inside the next
+"""Characters of one expression. A longer secret is looked for in pieces, so that no match is longer than
+:data:`LONGEST`, and a part of it is found too."""
 LONGEST = PIECE * 36 + 2
 """Bytes of the longest match: four UTF-8 bytes to a character, each percent-encoded four times."""
 _SHORTEST = 8
@@ -50,7 +49,7 @@ def known_secret(name: str, value: str) -> tuple[Pattern, ...]:
 
 def pieces(value: str) -> Iterator[str]:
     """The value, or what of it is looked for at a time."""
-    for start in range(0, max(len(value) - _OVERLAP, 1), PIECE - _OVERLAP):
+    for start in range(0, len(value), PIECE):
         # The last one is as long as the others: a short rest would be found in innocent text.
         yield value[max(min(start, len(value) - PIECE), 0) :][:PIECE]
 

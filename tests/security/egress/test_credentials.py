@@ -550,6 +550,13 @@ def test_p70_guest_copies_of_an_injected_parameter_are_removed(part):
     assert got.target.query == f"a=1&api_token={VALUE}"
 
 
+def test_p70_however_the_parameter_is_called():
+    credential = Credential("x", Secret(VALUE), ("a.test",), QueryAttachment("appid"))
+    target = parse_url("https://a.test/?appid=mine&APPID=x&a=1&%61ppid=y&appid[]=z&appids=2")
+    assert strip_client_auth(credential, target, []).target.query == "a=1&appids=2"
+    assert strip_client_auth(PLAIN, target, []).target.query == target.query
+
+
 @given(st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=16, max_size=80))
 def test_p40_a_secret_never_becomes_more_than_one_header_or_parameter(text):
     try:
