@@ -5,7 +5,7 @@ from __future__ import annotations
 import tracemalloc
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clawbox.egress.http.framing import BodyKind
@@ -429,6 +429,7 @@ def test_bodies_of_any_size_pass_in_constant_memory():
     assert peak < 8 * len(block)
 
 
+@settings(deadline=None)
 @given(st.sampled_from([*REQUESTS, *RESPONSES]), st.data())
 def test_how_a_message_is_cut_into_reads_does_not_matter(file, data):
     message = file.read_bytes()

@@ -55,7 +55,7 @@ def mutated(draw, samples):
     return data
 
 
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 @given(mutated(_SMALL_REQUESTS) | st.binary(max_size=300), st.sets(st.integers(0, 500), max_size=8))
 def test_mutated_requests_are_read_or_refused_the_same_for_every_cut(data, positions):
     whole = read_request([data])
@@ -63,7 +63,7 @@ def test_mutated_requests_are_read_or_refused_the_same_for_every_cut(data, posit
     assert whole == read_request(cut(data, range(1, len(data))))
 
 
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 @given(
     mutated(_SMALL_RESPONSES) | st.binary(max_size=300),
     st.sets(st.integers(0, 500), max_size=8),
@@ -76,7 +76,7 @@ def test_mutated_responses_are_read_or_refused_the_same_for_every_cut(data, posi
     assert whole == read_response(cut(data, range(1, len(data))), method, clean=clean)
 
 
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 @given(mutated(_SMALL_REQUESTS))
 def test_what_is_written_is_read_back_as_what_was_decided(data):
     reader = RequestReader()
