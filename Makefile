@@ -83,7 +83,11 @@ demo: setup  ## Show what clawbox does, with a server of its own on this machine
 	@$(BIN)/python -m examples.demo
 
 .PHONY: serve
-serve: setup  ## Run a server in the foreground (settings: clawbox init, docs/settings.md)
+serve: setup  ## Run a server in the foreground; the first time, make its settings and token in ~/.clawbox
+	@if [ -z "$${CLAWBOX_CONFIG:-}" ] && [ ! -e ~/.clawbox ]; then \
+	  $(BIN)/clawbox init >/dev/null; echo "• made ~/.clawbox, with settings and a token that may do everything"; \
+	fi
+	@echo "• serving; in another shell: $(BIN)/clawbox py 'print(6 * 7)'"
 	@$(BIN)/clawbox serve
 
 .PHONY: bench

@@ -22,16 +22,21 @@ JAVASCRIPT = sandbox_pb2.ExecuteRequest(tool="javascript", params_json='{"code":
 ECHO = sandbox_pb2.ExecuteRequest(tool="bench-echo", params_json='{"message": "hello"}')
 
 
-def _timed(call: Callable[[], object], seconds: float, least: int) -> Spread:
-    for _ in range(20):
-        call()
-    samples: list[float] = []
-    deadline = time.perf_counter() + seconds
-    while time.perf_counter() < deadline or len(samples) < least:
-        began = time.perf_counter()
-        call()
-        samples.append(time.perf_counter() - began)
-    return Spread.of(samples)
+def _take_turns(kinds: dict[str, Callable[[], object]], seconds: float) -> dict[str, Spread]:
+    """Time every kind of call, a few of each at a time, so that what else the machine does hits all alike."""
+    samples: dict[str, list[float]] = {name: [] for name in kinds}
+    warm = False
+    deadline = time.perf_counter() + seconds * len(kinds)
+    while time.perf_counter() < deadline:
+        for name, call in kinds.items():
+            for _ in range(25):
+                began = time.perf_counter()
+                call()
+                samples[name].append(time.perf_counter() - began)
+        if not warm:
+            samples = {name: [] for name in kinds}
+            warm = True
+    return {name: Spread.of(seconds) for name, seconds in samples.items()}
 
 
 def upload_echo(server: Server) -> None:
@@ -50,7 +55,7 @@ def _metadata(server: Server) -> tuple[tuple[str, str], ...]:
 
 
 def latencies(server: Server, seconds: float) -> dict[str, Spread]:
-    """One client, one call at a time: the spread of each kind of call."""
+    """One client, one call at a time: the spread of each kind of call, measured for ``seconds`` each."""
     metadata = _metadata(server)
     with grpc.insecure_channel(server.address) as channel:
         health: Any = health_pb2_grpc.HealthStub(channel)  # its stubs leave out the methods
@@ -67,7 +72,7 @@ def latencies(server: Server, seconds: float) -> dict[str, Spread]:
             "python": lambda: execute(PRINT),
             "javascript": lambda: execute(JAVASCRIPT),
         }
-        return {name: _timed(call, seconds, least=100) for name, call in kinds.items()}
+        return _take_turns(kinds, seconds)
 
 
 async def throughput(server: Server, clients: int, seconds: float) -> float:

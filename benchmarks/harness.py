@@ -125,6 +125,15 @@ def pss_mb(pid: int) -> float:
     raise RuntimeError("no Pss in smaps_rollup")
 
 
+def idle_memory(pid: int) -> list[float]:
+    """Proportional set size in MB of a server and each of its children, a second after it came up.
+
+    By then the workers that started before the tools were loaded have been replaced.
+    """
+    time.sleep(1)
+    return [pss_mb(process) for process in family(pid)]
+
+
 def machine() -> str:
     """One line about the machine."""
     model = "unknown CPU"

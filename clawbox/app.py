@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -77,6 +78,7 @@ async def build_server(config: Config) -> AsyncIterator[RunningServer]:
     metrics = Metrics()
     tokens = TokenTable.of(config)
     ceiling = tool_ceiling(config)
+    uids = _uids(config)
     async with contextlib.AsyncExitStack() as stack:
         audit = await stack.enter_async_context(
             AuditLog(
@@ -90,7 +92,16 @@ async def build_server(config: Config) -> AsyncIterator[RunningServer]:
         endpoint = await stack.enter_async_context(MetricsEndpoint(config.metrics, metrics))
         await stack.enter_async_context(watch_tokens(tokens, config))
         compiler = await stack.enter_async_context(
-            Compiler(config.sandbox.cache_dir, timeout_ms=config.sandbox.compile_timeout_ms)
+            Compiler(config.sandbox.cache_dir, timeout_ms=config.sandbox.compile_timeout_ms, uids=uids)
+        )
+        pool = await stack.enter_async_context(
+            WorkerPool(
+                workers=config.sandbox.workers,
+                max_concurrent=config.server.max_concurrent_executions,
+                uids=uids,
+                max_memory_bytes=config.sandbox.max_memory_mb << 20,
+                observer=_PoolMetrics(metrics),
+            )
         )
         catalog = await stack.enter_async_context(
             Catalog(
@@ -102,14 +113,7 @@ async def build_server(config: Config) -> AsyncIterator[RunningServer]:
                 builtin_dir=BUILTIN_FOLDER if config.sandbox.builtin_tools else None,
                 watch=config.sandbox.watch_tools,
                 on_load=metrics.tool_compiled,
-            )
-        )
-        pool = await stack.enter_async_context(
-            WorkerPool(
-                workers=config.sandbox.workers,
-                max_concurrent=config.server.max_concurrent_executions,
-                uids=_uids(config),
-                observer=_PoolMetrics(metrics),
+                preload=pool.preload,
             )
         )
         metrics.watch_pool(pool.stats)
@@ -140,6 +144,7 @@ async def build_server(config: Config) -> AsyncIterator[RunningServer]:
         await rpc.start()
         for service in _SERVED:
             rpc.health.set(service, serving=True)
+        pool.watch_availability(functools.partial(rpc.health.set, _SERVED[0]))
         log.info(
             "serving",
             version=__version__,

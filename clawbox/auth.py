@@ -222,7 +222,7 @@ def _private_text(file: Path) -> str:
         finally:
             os.close(descriptor)
     except FileNotFoundError:
-        accepted = "the file that `clawbox init` makes; or server.auth_token"
+        accepted = "the administrator's token; `clawbox init` makes one"
         raise _refused(file, "no such file", accepted) from None
     except OSError as error:
         raise _refused(file, error.strerror or "an error", "a file that the server can read") from None

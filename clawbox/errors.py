@@ -29,12 +29,9 @@ class Code(enum.Enum):
     PERMISSION_DENIED = 7
     RESOURCE_EXHAUSTED = 8
     FAILED_PRECONDITION = 9
-    ABORTED = 10
-    OUT_OF_RANGE = 11
     UNIMPLEMENTED = 12
     INTERNAL = 13
     UNAVAILABLE = 14
-    DATA_LOSS = 15
     UNAUTHENTICATED = 16
 
 
@@ -107,7 +104,7 @@ class Reason(enum.Enum):
     INVALID_FIELD = _Spec(
         Code.INVALID_ARGUMENT,
         "A field of the request has a value that is not accepted.",
-        "Mend the fields named in google.rpc.BadRequest.",
+        "Correct the fields named in google.rpc.BadRequest.",
     )
     INVALID_MESSAGE = _Spec(
         Code.INVALID_ARGUMENT,
@@ -122,12 +119,12 @@ class Reason(enum.Enum):
     INVALID_INPUT = _Spec(
         Code.INVALID_ARGUMENT,
         "The parameters do not match the tool's input schema.",
-        "Mend the paths named in google.rpc.BadRequest.",
+        "Correct the paths named in google.rpc.BadRequest.",
     )
     INVALID_MANIFEST = _Spec(
         Code.INVALID_ARGUMENT,
         "The manifest has unknown keys, wrong types or values out of range.",
-        "Mend the keys named in google.rpc.BadRequest.",
+        "Correct the keys named in google.rpc.BadRequest.",
     )
     INVALID_MODULE = _Spec(
         Code.INVALID_ARGUMENT,
@@ -152,7 +149,7 @@ class Reason(enum.Enum):
     TOOL_NOT_READY = _Spec(
         Code.FAILED_PRECONDITION,
         "The tool's file did not load, and no previous version is in service.",
-        "Mend the file; the message says what is wrong with it.",
+        "Correct the file; the message says what is wrong with it.",
     )
     NOT_SERVED = _Spec(
         Code.FAILED_PRECONDITION,
@@ -213,7 +210,7 @@ class Reason(enum.Enum):
     AUDIT_UNAVAILABLE = _Spec(
         Code.UNAVAILABLE,
         "The audit log cannot be written, and the operator wants nothing done unrecorded.",
-        "Make room or mend the audit folder; see `audit.on_error`.",
+        "The operator makes room in the audit folder, or corrects who may write there; see `audit.on_error`.",
     )
     SANDBOX_UNAVAILABLE = _Spec(
         Code.UNAVAILABLE,
@@ -255,7 +252,7 @@ class Reason(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class FieldViolation:
-    """One field that is wrong: its path, what is wrong, and which rule says so (``required``, ``pattern`` …)."""
+    """One wrong field: its path, what is wrong, and which rule says so (``required``, ``pattern`` …)."""
 
     field: str
     description: str

@@ -2,8 +2,8 @@
 
 Parsing JSON into objects loses what matters here: digits of long numbers, the first of two equal keys, where
 a string stood. This module reads the text itself (RFC 8259, nothing more: no NaN, no byte order mark), token
-by token, within limits on depth and number of values (threats.md, 95), and can put other strings in the place
-of some while every other byte stays as it was.
+by token, within limits on depth and number of values (docs/security.md, 95), and can put other strings in
+the place of some while every other byte stays as it was.
 """
 
 from __future__ import annotations

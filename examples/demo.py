@@ -69,8 +69,9 @@ def server(home: Path) -> Iterator[tuple[str, str]]:
     env = {**os.environ, "CLAWBOX_PORT": str(port), "CLAWBOX_METRICS__PORT": str(free_port())}
     log = home / "server.log"
     with log.open("wb") as output:
-        command = [CLAWBOX, "serve", "--config", home / "config.toml"]
-        process = subprocess.Popen(command, env=env, stderr=output)
+        process = subprocess.Popen(
+            [CLAWBOX, "serve", "--config", home / "config.toml"], env=env, stderr=output
+        )
         try:
             address = f"127.0.0.1:{port}"
             deadline = time.monotonic() + 60

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clawbox_client import SyncClient
+from clawbox_client import SyncClient, Tls
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 CLAWBOX = Path(sys.executable).with_name("clawbox")
 
@@ -82,8 +82,19 @@ def init(home: Path, settings: str = "") -> Path:
 
 
 @contextlib.contextmanager
-def running(home: Path, settings: str = "", **environment: str) -> Iterator[LiveServer]:
-    """A server that says SERVING; stopped at the end, by SIGKILL when it will not stop otherwise."""
+def running(
+    home: Path,
+    settings: str = "",
+    *,
+    wrapper: Sequence[str] = (),
+    tls: Tls | None = None,
+    **environment: str,
+) -> Iterator[LiveServer]:
+    """A server that says SERVING; stopped at the end, by SIGKILL when it will not stop otherwise.
+
+    ``wrapper`` is a command that ends by executing its arguments, in the same process. ``tls`` is how to
+    ask a server with TLS whether it serves.
+    """
     config = init(home, settings)
     port, metrics_port = free_port(), free_port()
     env = {
@@ -95,11 +106,11 @@ def running(home: Path, settings: str = "", **environment: str) -> Iterator[Live
     log = home / "server.log"
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [CLAWBOX, "serve", "--config", config], env=env, stdout=output, stderr=output
+            [*wrapper, CLAWBOX, "serve", "--config", config], env=env, stdout=output, stderr=output
         )
     server = LiveServer(home, port, metrics_port, process, log)
     try:
-        wait_until_serving(server)
+        wait_until_serving(server, tls=tls)
         yield server
     finally:
         try:
@@ -110,10 +121,10 @@ def running(home: Path, settings: str = "", **environment: str) -> Iterator[Live
             raise
 
 
-def wait_until_serving(server: LiveServer, seconds: float = 60) -> None:
+def wait_until_serving(server: LiveServer, seconds: float = 60, tls: Tls | None = None) -> None:
     """Wait until Sandbox says SERVING; raises RuntimeError with the server's log when it does not."""
     deadline = time.monotonic() + seconds
-    with SyncClient(server.address) as client:
+    with SyncClient(server.address, tls=tls) as client:
         while server.process.poll() is None and time.monotonic() < deadline:
             if client.is_serving("clawbox.v1.Sandbox"):
                 return

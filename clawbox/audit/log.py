@@ -2,7 +2,7 @@
 
 A row is one ``write`` to the page cache, about 20 µs: it survives the death of the server at once, and that
 of the machine once the kernel was asked to store it, which happens in the background every second. While the
-disk is full, rows of what already runs go into a reserve that was set aside for them (threats.md, 99).
+disk is full, rows of what already runs go into a reserve that was set aside for them (docs/security.md, 99).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 MIN_AGE_S = 24 * 3600.0
 """A full file is kept at least this long, however many there are: a flood must not wash the traces away
-(threats.md, 75)."""
+(docs/security.md, 75)."""
 RESERVE_BYTES = 1 << 20
 COUNTED_BURST = 20
 COUNTED_WINDOW_S = 60.0
@@ -79,6 +79,8 @@ class AuditLog:
         self._head = FIRST_PREV
         self._reserve = False
         self._failure = ""
+        self._only_reserve_lacks = False
+        """Whether the failure is that the reserve is spent: what runs is recorded in the room it gave."""
         self._lost = 0
         self._next_try = 0.0
         self._windows: dict[str, _Window] = {}
@@ -140,7 +142,7 @@ class AuditLog:
         ``fields`` are JSON values; each is cut at 1 KiB. Never raises: what a row tells of has happened. What
         must not happen unrecorded asks :meth:`require` first.
         """
-        if self._failure and not self._recover():
+        if self._failure and not self._recover() and not self._only_reserve_lacks:
             return self._lose()
         row = self._row(kind, principal, request_id, decision, fields)
         try:
@@ -153,7 +155,7 @@ class AuditLog:
     def append_counted(
         self, kind: str, *, principal: str = "", request_id: str = "", decision: str = "", **fields: Any
     ) -> None:
-        """Write a row of something that strangers can cause as often as they like (threats.md, 75).
+        """Write a row of something that strangers can cause as often as they like (docs/security.md, 75).
 
         Of each kind, the first ones of a minute have a row each; the rest of that minute become one row, with
         their ``count`` and ``window_s``.
@@ -185,10 +187,14 @@ class AuditLog:
             try:
                 if not self._file_is_in_place():
                     raise OSError(errno.ESTALE, "the file was removed or replaced")  # noqa: TRY301
-                if not self._reserve:
-                    self._make_reserve()
             except OSError as error:
                 self._fail(error)
+        if not self._failure and not self._reserve:
+            try:
+                self._make_reserve()
+            except OSError as error:
+                self._fail(error)
+                self._only_reserve_lacks = True
         return not self._failure or self._recover()
 
     async def watch(
@@ -269,6 +275,7 @@ class AuditLog:
         if not self._failure:
             _log.error("the audit log cannot be written", folder=str(self._folder), error=str(error))
         self._failure = error.strerror or str(error)
+        self._only_reserve_lacks = False
 
     def _lose(self) -> int:
         self._lost += 1
@@ -293,6 +300,7 @@ class AuditLog:
             return False
         _log.warning("the audit log can be written again", lost=self._lost, cause=self._failure)
         self._failure, self._lost = "", 0
+        self._only_reserve_lacks = False
         return True
 
     def _close_window(self, window: _Window) -> None:
@@ -322,7 +330,9 @@ class AuditLog:
         try:
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise _unavailable(self._folder, "another server writes there") from None
+            raise _unavailable(
+                self._folder, "a server that is running writes there: stop it, or set logging.audit_dir"
+            ) from None
         self._fd = self._open_current()
         torn = self._find_end()
         if (first := first_sequence(self._folder / CURRENT)) is not None:

@@ -17,7 +17,7 @@ import msgspec
 FIRST_PREV = "0" * 64
 """``prev`` of the very first row."""
 MAX_FIELD_BYTES = 1024
-"""A longer value is cut (threats.md, 75): what strangers say must not fill the disk."""
+"""A longer value is cut (docs/security.md, 75): what strangers say must not fill the disk."""
 
 _HASH = b',"hash":"'
 _TAIL = len(_HASH) + 64 + 2

@@ -124,7 +124,7 @@ class FrameProtocol(asyncio.Protocol, Generic[Message]):
             for payload in self._reader.feed(data):
                 if not self._broken:
                     self._on_message(self._decode(payload))
-        except (FrameError, msgspec.DecodeError) as error:
+        except (FrameError, msgspec.DecodeError, UnicodeDecodeError) as error:
             self._break(error if isinstance(error, FrameError) else FrameError(str(error)))
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002

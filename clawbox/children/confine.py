@@ -1,4 +1,4 @@
-"""What a freshly forked child gives up before it reads the first message (threats.md, 61 and 64).
+"""What a freshly forked child gives up before it reads the first message (docs/security.md, 61 and 64).
 
 The order matters: what needs a capability comes before capabilities go, the parent-death signal after the
 uid changes (the kernel clears it then), and the seccomp filter last, because it refuses the rest.
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 MAX_DESCRIPTORS = 128
 MAX_THREADS = 32
 STACK_BYTES = 8 << 20
+ADDRESS_SPACE_BYTES = 32 << 30
+"""What may be mapped: a guest's memory reserves 4 GiB, and page tables of mere mappings cost memory too."""
 
 
 class ConfinementError(Exception):
@@ -37,6 +39,8 @@ class Confinement:
     """Descriptor of an empty directory to become the root."""
     forkserver: int
     """Process id of the forkserver: when it is gone, so is the child."""
+    data_bytes: int
+    """Most private memory that it can ever allow itself beside what it inherits (RLIMIT_DATA, hard)."""
 
 
 def confine(confinement: Confinement, *, keep: Iterable[int], name: str) -> None:
@@ -52,20 +56,21 @@ def confine(confinement: Confinement, *, keep: Iterable[int], name: str) -> None
     os.umask(0o077)
     linux.set_process_name(name)
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    _limit_resources(own_uid=confinement.uid is not None)
+    limit_resources(own_uid=confinement.uid is not None)
+    _limit_memory(confinement.data_bytes)
     if confinement.empty_root is not None:
         os.fchdir(confinement.empty_root)
         os.chroot(".")
     os.chdir("/")
     close_descriptors({*keep, null})
-    _drop_privileges(confinement.uid)
+    drop_privileges(confinement.uid)
     linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
     linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != confinement.forkserver:
         raise ConfinementError("the forkserver is gone")
     # After the uid changed, which sets it back to what fs.suid_dumpable says.
     linux.prctl(linux.PR_SET_DUMPABLE, 0)
-    _check(confinement.uid)
+    check_privileges(confinement.uid)
     architecture = seccomp.ARCHITECTURES.get(platform.machine())
     if architecture is None:
         raise ConfinementError(f"no system call filter is known for {platform.machine()}")
@@ -86,7 +91,8 @@ def close_descriptors(keep: Iterable[int]) -> None:
     os.closerange(first, (1 << 31) - 1)
 
 
-def _limit_resources(*, own_uid: bool) -> None:
+def limit_resources(*, own_uid: bool) -> None:
+    """Bound what any child could use up or leave behind; ``own_uid``: no other process has its uid."""
     limits = {
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_FSIZE: 0,
@@ -97,14 +103,33 @@ def _limit_resources(*, own_uid: bool) -> None:
     if own_uid:
         # The limit counts all processes of a uid, so it says something only about a uid of one's own.
         limits[resource.RLIMIT_NPROC] = MAX_THREADS
+    _, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    limits[resource.RLIMIT_STACK] = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
     for which, value in limits.items():
         resource.setrlimit(which, (value, value))
-    _, hard = resource.getrlimit(resource.RLIMIT_STACK)
-    stack = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
-    resource.setrlimit(resource.RLIMIT_STACK, (stack, hard))
 
 
-def _drop_privileges(uid: int | None) -> None:
+def _limit_memory(data_bytes: int) -> None:
+    """Both limits are hard, so that whatever takes the child over cannot raise them (docs/security.md, 92).
+
+    The filter refuses the mappings that RLIMIT_DATA does not count.
+    """
+    with open("/proc/self/statm", "rb", buffering=0) as statm:  # noqa: PTH123
+        mapped, data = linux.read_statm(statm.fileno())
+    for which, value in (
+        (resource.RLIMIT_DATA, data + data_bytes),
+        (resource.RLIMIT_AS, mapped + data_bytes + ADDRESS_SPACE_BYTES),
+    ):
+        _, hard = resource.getrlimit(which)
+        limit = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(which, (limit, limit))
+
+
+def drop_privileges(uid: int | None) -> None:
+    """Give up every capability and supplementary group, and become ``uid`` (None: keep the server's).
+
+    The caller then sets no_new_privs and calls :func:`check_privileges`.
+    """
     if linux.has_capability(linux.CAP_SETPCAP):
         for capability in linux.bounding_set():
             linux.prctl(linux.PR_CAPBSET_DROP, capability)
@@ -117,8 +142,11 @@ def _drop_privileges(uid: int | None) -> None:
     linux.drop_capabilities()
 
 
-def _check(uid: int | None) -> None:
-    """Fail closed: believe what the kernel says now, not that the calls above did not fail."""
+def check_privileges(uid: int | None) -> None:
+    """Raise :class:`ConfinementError` unless everything that :func:`drop_privileges` gives up is gone.
+
+    Fail closed: believe what the kernel says now, not that the calls did not fail.
+    """
     if any(linux.capabilities()):
         raise ConfinementError("capabilities are left")
     if uid is not None:

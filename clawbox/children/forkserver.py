@@ -1,7 +1,7 @@
-"""The process that forks children of one kind: ``python -I -m clawbox.children.forkserver MODULE:OBJECT``.
+"""The process that forks children of one kind.
 
-Started by :class:`clawbox.children.launcher.Launcher` with an empty environment and one descriptor, whose
-number is the second argument.
+Started by :class:`clawbox.children.launcher.Launcher` with an empty environment; its arguments are
+``MODULE:OBJECT``, which names the kind, and the number of the descriptor over which control speaks.
 It is trusted, never runs what a child runs, and has one thread, so that forking it is safe. It opens a
 pidfd for each child before it can possibly reap it: a process id that is handed out later could name another
 process by then. When control is gone it ends, and the kernel ends its children (PR_SET_PDEATHSIG).
@@ -97,6 +97,8 @@ class _ForkServer:
                     error = str(failure)
                 _settle_memory()
                 self._send(Loaded(load.id, self._kind.loaded(), error))
+            case Fork() as fork if not descriptors:
+                self._send(Forked(fork.id, error="the forkserver is out of descriptors"))
             case Fork() as fork:
                 with socket.socket(fileno=descriptors[0]) as channel:
                     self._fork(fork, channel)
@@ -110,8 +112,15 @@ class _ForkServer:
             self._send(Forked(request.id, error=str(error)))
             return
         if pid == 0:
-            self._become_child(Confinement(request.uid, self._empty_root, forkserver), channel.fileno())
-        pidfd = os.pidfd_open(pid)
+            confinement = Confinement(request.uid, self._empty_root, forkserver, request.data_bytes)
+            self._become_child(confinement, channel.fileno())
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError as error:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            self._send(Forked(request.id, error=str(error)))
+            return
         self._children[pidfd] = pid
         self._poll.register(pidfd, select.POLLIN)
         self._send(Forked(request.id, pid), pidfd)
@@ -188,7 +197,3 @@ def _settle_memory() -> None:
     """Keep the collector in children from writing to, and so copying, what they share with this process."""
     gc.collect()
     gc.freeze()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

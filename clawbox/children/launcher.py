@@ -9,11 +9,11 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
+from clawbox.children import program
 from clawbox.children.requests import (
     MAX_PACKET_BYTES,
     Exited,
@@ -34,8 +34,13 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_FORKSERVER = "clawbox.children.forkserver"
+
+DATA_BYTES = 1 << 30
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 10.0
+REQUESTS_AT_ONCE = 32
+"""More would not fit into the forkserver's socket."""
 FAILURES_TOLERATED = 3
 """After so many short-lived forkservers in a row, who asks for a child is refused instead of kept waiting."""
 SETTLED_SECONDS = 5.0
@@ -66,6 +71,8 @@ class Child:
         """For people only; nothing is ever done by it."""
         self.loaded = loaded
         """Keys of what was loaded when it was forked."""
+        self.orphaned = False
+        """Its forkserver is gone: the kernel kills it this instant, so it must be given nothing to do."""
         self._pidfd = pidfd
         self._loop = asyncio.get_running_loop()
         self._dead: asyncio.Future[None] = self._loop.create_future()
@@ -96,24 +103,27 @@ class Child:
         self._dead.set_result(None)
 
 
-def command(kind: str, descriptor: int) -> list[str]:
-    """How a forkserver is started: isolated from the user's environment, and with nothing written to disk."""
-    module = "clawbox.children.forkserver"
-    return [sys.executable, "-I", "-B", "-X", "utf8", "-m", module, kind, str(descriptor)]
-
-
 class Launcher:
     """Runs the forkserver of one kind while entered, and starts another when it dies.
 
     ``kind`` is ``"module:object"``; ``uids`` is None where children cannot have uids of their own.
+    ``data_bytes`` is the most private memory that a child can ever have beside what it inherits.
     ``changed`` is called whenever a forkserver came or went. Leaving kills every child and returns when
     all of them are dead.
     """
 
-    def __init__(self, kind: str, uids: UidRange | None, changed: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        uids: UidRange | None,
+        changed: Callable[[], None] = lambda: None,
+        *,
+        data_bytes: int = DATA_BYTES,
+    ) -> None:
         self._kind = kind
         self._uids = uids
         self._changed = changed
+        self._data_bytes = data_bytes
         self._socket: socket.socket | None = None
         self._status: ForkServerStatus | None = None
         self._loaded: frozenset[str] = frozenset()
@@ -122,6 +132,9 @@ class Launcher:
         self._forks: dict[int, tuple[asyncio.Future[Child], int | None]] = {}
         self._children: set[Child] = set()
         self._turn = asyncio.Event()
+        self._room = asyncio.Semaphore(REQUESTS_AT_ONCE)
+        self._ended: asyncio.Future[None] | None = None
+        self._unheld: dict[int, int | None] = {}  # children without a pidfd here: pid → uid
         self._failures = 0
         self._starts = 0
         self._decoder = msgspec.msgpack.Decoder(Reply)
@@ -170,14 +183,15 @@ class Launcher:
 
         Raises :class:`LoadFailedError` or :class:`ChildrenUnavailableError`.
         """
-        control = await self._connected()
-        number = self._number()
-        answer = self._loads[number] = asyncio.get_running_loop().create_future()
-        try:
-            self._send(control, Load(number, key, spec))
-            loaded = await answer
-        finally:
-            self._loads.pop(number, None)
+        async with self._room:
+            control = await self._connected()
+            number = self._number()
+            answer = self._loads[number] = asyncio.get_running_loop().create_future()
+            try:
+                self._send(control, Load(number, key, spec))
+                loaded = await answer
+            finally:
+                self._loads.pop(number, None)
         if loaded.error is not None:
             raise LoadFailedError(loaded.error)
 
@@ -186,6 +200,10 @@ class Launcher:
 
         Raises :class:`ChildrenUnavailableError`.
         """
+        async with self._room:
+            return await self._fork()
+
+    async def _fork(self) -> tuple[Child, socket.socket]:
         control = await self._connected()
         try:
             uid = self._uids.take() if self._uids is not None else None
@@ -198,7 +216,7 @@ class Launcher:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             with theirs:
-                self._send(control, Fork(number, uid), theirs.fileno())
+                self._send(control, Fork(number, uid, self._data_bytes), theirs.fileno())
             child = await answer
         except BaseException:
             # If it is forked after all, it is killed as soon as it is known (see _forked).
@@ -224,7 +242,8 @@ class Launcher:
         try:
             socket.send_fds(control, [self._encoder.encode(request)], descriptors)
         except OSError as error:
-            self._forget()
+            # Gone, or so far behind that it takes nothing: in any case it is replaced.
+            self._lose()
             raise ForkServerGoneError("the forkserver is gone", FIRST_PAUSE_SECONDS) from error
 
     def _pause(self) -> float:
@@ -246,7 +265,17 @@ class Launcher:
             except OSError as error:
                 status = error.errno or -1
             self._failures = 0 if loop.time() - began >= SETTLED_SECONDS else self._failures + 1
-            _log.error("the forkserver of %s ended (status %s); starting another", self._kind, status)
+            if self._failures < FAILURES_TOLERATED:
+                _log.error("the forkserver of %s ended (status %s); starting another", self._kind, status)
+            elif self._failures == FAILURES_TOLERATED:
+                _log.error(
+                    "the forkserver of %s ended at once %d times in a row (status %s); "
+                    "it is tried again at growing intervals of up to %.0f s",
+                    self._kind,
+                    self._failures,
+                    status,
+                    LONGEST_PAUSE_SECONDS,
+                )
             self._announce()
             if self._failures >= FAILURES_TOLERATED:
                 await asyncio.sleep(self._pause())
@@ -258,7 +287,7 @@ class Launcher:
         ours.setblocking(False)  # noqa: FBT003
         with ours, theirs:
             process = subprocess.Popen(  # noqa: ASYNC220 - it returns once the program runs
-                command(self._kind, theirs.fileno()),
+                program.command(_FORKSERVER, self._kind, str(theirs.fileno())),
                 env={},
                 cwd="/",
                 stdin=subprocess.DEVNULL,
@@ -267,8 +296,13 @@ class Launcher:
                 start_new_session=True,  # a terminal's interrupt is for control, which drains first
             )
             theirs.close()
-            pidfd = os.pidfd_open(process.pid)
-            ended: asyncio.Future[None] = loop.create_future()
+            try:
+                pidfd = os.pidfd_open(process.pid)
+            except OSError:
+                process.kill()
+                process.wait()
+                raise
+            ended = self._ended = loop.create_future()
             try:
                 loop.add_reader(pidfd, _resolve, ended)
                 loop.add_reader(ours, self._receive, ours)
@@ -283,14 +317,24 @@ class Launcher:
                 self._forget()
         return status
 
+    def _lose(self) -> None:
+        """Nothing more is heard from the forkserver: end it, so that another can be started."""
+        self._forget()
+        if self._ended is not None:
+            _resolve(self._ended)
+
     def _forget(self) -> None:
         """The forkserver is gone: nothing that was asked of it will be answered."""
         self._socket = None
         self._status = None
         self._loaded = frozenset()
+        for child in self._children:
+            child.orphaned = True
         gone = ForkServerGoneError("the forkserver ended", FIRST_PAUSE_SECONDS)
         for loading in self._loads.values():
             _fail(loading, gone)
+        while self._unheld:
+            self._release(self._unheld.popitem()[1])
         for number in list(self._forks):
             forking, uid = self._forks.pop(number)
             _fail(forking, gone)
@@ -305,7 +349,7 @@ class Launcher:
             packet, descriptors = b"", []
         if not packet:
             asyncio.get_running_loop().remove_reader(control)
-            self._forget()
+            self._lose()
             return
         match self._decoder.decode(packet):
             case Hello(status):
@@ -319,14 +363,20 @@ class Launcher:
             case Forked() as answer:
                 self._forked(answer, descriptors)
             case Exited(pid, status):
+                self._release(self._unheld.pop(pid, None))
                 level = logging.DEBUG if status in {0, -signal.SIGKILL} else logging.WARNING
                 _log.log(level, "child %d of %s ended with status %d", pid, self._kind, status)
 
     def _forked(self, answer: Forked, descriptors: list[int]) -> None:
         forking, uid = self._forks.pop(answer.id)
-        if answer.error is not None or not descriptors:
+        if answer.error is not None:
             self._release(uid)
             _fail(forking, ChildrenUnavailableError(f"fork: {answer.error}", FIRST_PAUSE_SECONDS))
+            return
+        if not descriptors:
+            # This process has no descriptor left for it. Its channel closes with the failure, which ends it.
+            self._unheld[answer.pid] = uid
+            _fail(forking, ChildrenUnavailableError("out of descriptors", FIRST_PAUSE_SECONDS))
             return
 
         def dead() -> None:

@@ -30,6 +30,8 @@ CAP_SYS_ADMIN: Final = 21
 
 _CAPABILITY_VERSION_3: Final = 0x2008_0522
 
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -89,6 +91,15 @@ def bounding_set() -> list[int]:
         except OSError:
             break  # EINVAL: past the last one that this kernel knows
     return found
+
+
+def read_statm(statm: int) -> tuple[int, int]:
+    """Bytes that this process maps, and those of them that RLIMIT_DATA counts (and stacks).
+
+    ``statm`` is an open ``/proc/self/statm`` (proc(5)).
+    """
+    fields = os.pread(statm, 128, 0).split()
+    return int(fields[0]) * _PAGE, int(fields[5]) * _PAGE
 
 
 class Timer:

@@ -26,6 +26,7 @@ class Fork(msgspec.Struct, frozen=True, tag="fork"):
 
     id: int
     uid: int | None
+    data_bytes: int
 
 
 Request = Load | Fork

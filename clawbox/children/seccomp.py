@@ -2,7 +2,7 @@
 
 The filter is written here rather than by libseccomp so that nothing has to be installed. A call that is not
 on the list fails with EPERM; a call by another architecture's numbering (32-bit, x32) kills the process,
-because its numbers mean other calls (threats.md, 80).
+because its numbers mean other calls (docs/security.md, 80).
 """
 
 from __future__ import annotations
@@ -55,11 +55,7 @@ _NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
     "read": (0, 63),
     "write": (1, 64),
     "close": (3, 57),
-    "fstat": (5, 80),
-    "lseek": (8, 62),
     "pread64": (17, 67),
-    "poll": (7, None),
-    "ppoll": (271, 73),
     "epoll_create1": (291, 20),
     "epoll_ctl": (233, 21),
     "epoll_wait": (232, None),
@@ -75,22 +71,10 @@ _NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
     "brk": (12, 214),
     "futex": (202, 98),
     "sched_yield": (24, 124),
-    "sched_getaffinity": (204, 123),
     "clock_gettime": (228, 113),
-    "clock_getres": (229, 114),
-    "clock_nanosleep": (230, 115),
-    "nanosleep": (35, 101),
-    "gettimeofday": (96, 169),
-    "time": (201, None),
     "getrandom": (318, 278),
     "getpid": (39, 172),
     "gettid": (186, 178),
-    "getppid": (110, 173),
-    "getuid": (102, 174),
-    "geteuid": (107, 175),
-    "getgid": (104, 176),
-    "getegid": (108, 177),
-    "rt_sigaction": (13, 134),
     "rt_sigprocmask": (14, 135),
     "rt_sigreturn": (15, 139),
     "sigaltstack": (131, 132),
@@ -108,6 +92,9 @@ _NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
     "fcntl": (72, 25),
 }
 
+COMPILING: Final = ("mprotect", "membarrier")
+"""Calls that a compiler needs beyond those of :func:`compute_only`, or without its conditions."""
+
 
 class Test(enum.Enum):
     """What a rule asks of the low 32 bits of an argument."""
@@ -118,8 +105,6 @@ class Test(enum.Enum):
     """Equal to one of the values."""
     NO_BIT = "no_bit"
     """None of the bits of the (only) value is set."""
-    ANY_BIT = "any_bit"
-    """At least one bit of the (only) value is set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +128,12 @@ class Rule:
 
 
 _PROT_EXEC: Final = 4
-_CLONE_THREAD: Final = 0x0001_0000
-_CLONE_NAMESPACES: Final = 0x7E02_0080
+# Shared memory and memory that grows downwards are not counted against RLIMIT_DATA.
+_MAP_SHARED: Final = 0x001
+_MAP_GROWSDOWN: Final = 0x100
+_THREAD_FLAGS: Final = (0x003D_0F00, 0x007D_0F00)  # what pthread_create of glibc and musl passes to clone
+_MADV_DONTNEED: Final = 4
+_MREMAP_MAYMOVE: Final = 1
 _DESCRIPTOR_COMMANDS: Final = (1, 2, 3, 1030)  # F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC
 
 
@@ -152,16 +141,19 @@ def compute_only(pid: int) -> tuple[Rule, ...]:
     """The rules of a child that computes and speaks over descriptors it already has, and nothing else.
 
     No call that creates a socket, opens a path, starts a process or a program, or names another process is
-    among them; memory can be mapped but never made executable; threads can be started (WASI's timers need
-    one). ``pid`` is the child's own: a signal that ``abort`` sends to itself is the only one allowed.
+    among them; memory can be mapped, but neither shared nor ever made executable; threads can be started
+    (WASI's timers need one). ``pid`` is the child's own: a signal that ``abort`` sends to itself is the only
+    one allowed.
     """
     conditional = {
-        "mmap": (Condition(2, Test.NO_BIT, (_PROT_EXEC,)),),
-        "mprotect": (Condition(2, Test.NO_BIT, (_PROT_EXEC,)),),
-        "clone": (
-            Condition(0, Test.ANY_BIT, (_CLONE_THREAD,)),
-            Condition(0, Test.NO_BIT, (_CLONE_NAMESPACES,)),
+        "mmap": (
+            Condition(2, Test.NO_BIT, (_PROT_EXEC,)),
+            Condition(3, Test.NO_BIT, (_MAP_SHARED | _MAP_GROWSDOWN,)),
         ),
+        "mprotect": (Condition(2, Test.NO_BIT, (_PROT_EXEC,)),),
+        "mremap": (Condition(3, Test.ONE_OF, (_MREMAP_MAYMOVE,)),),
+        "madvise": (Condition(2, Test.ONE_OF, (_MADV_DONTNEED,)),),
+        "clone": (Condition(0, Test.ONE_OF, _THREAD_FLAGS),),
         "prctl": (Condition(0, Test.ONE_OF, (linux.PR_SET_NAME,)),),
         "prlimit64": (Condition(0, Test.ONE_OF, (0,)),),
         "tgkill": (Condition(0, Test.ONE_OF, (pid,)),),
@@ -169,7 +161,18 @@ def compute_only(pid: int) -> tuple[Rule, ...]:
     }
     # The C library tries clone3, whose flags a filter cannot see, and falls back to clone on ENOSYS alone.
     no_clone3 = Rule("clone3", otherwise=errno.ENOSYS, never=True)
-    return (no_clone3, *(Rule(call, conditional.get(call, ())) for call in _NUMBERS if call != "clone3"))
+    unconditional = _NUMBERS.keys() - {"clone3", *conditional, *COMPILING}
+    return (
+        no_clone3,
+        *(Rule(call) for call in _NUMBERS if call in unconditional),
+        *(Rule(call, conditions) for call, conditions in conditional.items()),
+    )
+
+
+def compiling(pid: int) -> tuple[Rule, ...]:
+    """The rules of a child that compiles: what was compiled is made executable before it is serialized."""
+    rules = (rule for rule in compute_only(pid) if rule.call not in COMPILING)
+    return (*rules, *map(Rule, COMPILING))
 
 
 def _instruction(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
@@ -181,8 +184,6 @@ def _condition(condition: Condition, refuse: bytes) -> bytes:
     load = _instruction(_LOAD_WORD, _ARGUMENTS_OFFSET + 8 * condition.argument)
     if condition.test is Test.NO_BIT:
         return load + _instruction(_JUMP_ANY_BIT, condition.values[0], 0, 1) + refuse
-    if condition.test is Test.ANY_BIT:
-        return load + _instruction(_JUMP_ANY_BIT, condition.values[0], 1, 0) + refuse
     last = len(condition.values) - 1
     tests = (_instruction(_JUMP_EQUAL, value, last - i + 1) for i, value in enumerate(condition.values))
     return load + b"".join(tests) + refuse

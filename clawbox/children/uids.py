@@ -1,4 +1,4 @@
-"""The range of user ids from which each living child has its own (threats.md, 64)."""
+"""The range of user ids from which each living child has its own (docs/security.md, 64)."""
 
 from __future__ import annotations
 

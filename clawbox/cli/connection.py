@@ -1,18 +1,16 @@
 """Which server a command talks to, and with which token: the options that every such command takes."""
 
-from __future__ import annotations
-
-import inspect
 import os
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from clawbox.cli.bundles import bundled
 from clawbox.cli.errors import CliError
 
 if TYPE_CHECKING:
@@ -38,7 +36,7 @@ class Server:
     deadline: float | None
 
     @contextmanager
-    def connect(self) -> Iterator[SyncClient]:
+    def connect(self) -> "Iterator[SyncClient]":
         """A client. Raises CliError for options that cannot be used."""
         from clawbox_client import SyncClient, Tls  # noqa: PLC0415 - gRPC is most of the start-up time
         from clawbox_client.connection import DEFAULT_DEADLINE  # noqa: PLC0415
@@ -139,7 +137,7 @@ def _server_section(file: Path) -> dict[str, object]:
         return section if isinstance(section, dict) else {}
     raise CliError(
         f"{file}, which says where the server is, cannot be read: {problem}",
-        hint="Mend it (`clawbox config check`), or say --address HOST:PORT",
+        hint="`clawbox config check` says more; --address HOST:PORT does without it",
     )
 
 
@@ -151,7 +149,7 @@ def _address(host: str, port: str) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _options(
+def server_options(
     address: Annotated[
         str | None,
         typer.Option(
@@ -207,26 +205,10 @@ def _options(
         ),
     ] = None,
 ) -> Server:
+    """The options of every command that talks to a server."""
     return Server(address, token_file, tls, tls_ca, tls_cert, tls_key, tls_server_name, insecure, deadline)
 
 
 def takes_server(function: Callable[..., None]) -> Callable[..., None]:
     """Gives a command the connection options; it gets them as one ``server: Server``."""
-    own = [
-        parameter
-        for parameter in inspect.signature(function, eval_str=True).parameters.values()
-        if parameter.name != "server"
-    ]
-    added = inspect.signature(_options, eval_str=True).parameters
-
-    def command(**values: Any) -> None:
-        options = {name: values.pop(name) for name in added}
-        function(server=_options(**options), **values)
-
-    command.__name__ = function.__name__
-    command.__doc__ = function.__doc__
-    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in (*own, *added.values())]
-    )
-    command.__annotations__ = {}
-    return command
+    return bundled(function, server=server_options)

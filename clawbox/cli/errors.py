@@ -136,6 +136,17 @@ _CODES = {
     "CANCELLED": ExitCode.UNAVAILABLE,
 }
 
+_HINTS = {
+    "INVALID_FIELD": "",
+    "INVALID_INPUT": "`clawbox tools get TOOL` shows what it accepts",
+    "INVALID_MANIFEST": "docs/tools.md has every key of a manifest",
+    "INVALID_MODULE": "",
+    "TOOL_NOT_FOUND": "`clawbox tools list` shows what there is",
+    "TOOL_EXISTS": "Choose another with --name, or say --replace",
+    "WRONG_STATE": "",
+}
+"""What to do at a command line, where the remedy for programs speaks of messages that nobody sees here."""
+
 _VIOLATIONS_SHOWN = 5
 _CAUSE = re.compile(r"^.*last error: (?:[A-Z_]+: )?")
 """What gRPC puts before the words of the system, when no address could be connected to."""
@@ -173,6 +184,8 @@ def _call_hint(error: clawbox_client.ClawboxError) -> str:
         )
     if error.code.name == "DEADLINE_EXCEEDED":
         return "Allow more time with --deadline SECONDS"
+    if error.reason in _HINTS:
+        return _HINTS[error.reason]
     try:
         return Reason[error.reason].remedy
     except KeyError:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -35,6 +37,7 @@ def init(
         raise CliError(str(error), hint=error.hint) from None
 
     def people() -> None:
+        command = _command()
         usual = made.folder == Path("~/.clawbox").expanduser()
         option = "" if usual else f" --config {shlex.quote(str(made.config_file))}"
         token = "" if usual else f" --token-file {shlex.quote(str(made.token_file))}"
@@ -44,8 +47,8 @@ def init(
             *(["The old token is void. Restart a server that runs with it."] if made.voided else []),
             "",
             "Next:",
-            f"  clawbox serve{option}",
-            f"  clawbox py{token} 'print(6 * 7)'",
+            f"  {command} serve{option}",
+            f"  {command} py{token} 'print(6 * 7)'   (in another shell)",
         ]
         write(escape("\n".join(lines) + "\n"))
 
@@ -57,3 +60,11 @@ def init(
         "voided": made.voided,
     }
     show(answer, as_json=as_json, people=people)
+
+
+def _command() -> str:
+    """How to call this program from here: as it was called, where ``clawbox`` alone would not find it."""
+    called = Path(sys.argv[0])
+    if called.name != "clawbox" or shutil.which("clawbox") == str(called.absolute()):
+        return "clawbox"
+    return shlex.quote(sys.argv[0])

@@ -2,13 +2,13 @@
 
 import json as json_module
 import sys
-from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clawbox.cli.connection import Server, takes_server
+from clawbox.cli.arguments import STDIN, parse_json, read_code, read_text
+from clawbox.cli.bundles import bundled
+from clawbox.cli.connection import Server, server_options
 from clawbox.cli.errors import CliError, ExitCode
 from clawbox.cli.output import (
     ByteRelay,
@@ -25,26 +25,9 @@ if TYPE_CHECKING:
     from clawbox_client import CodeResult, ExecutionResult, LogEntry, NetworkRule, RunOptions, SyncClient
 
 _PANEL = "Limits of the run"
-CredentialsOption = Annotated[
+CodeArgument = Annotated[
     str,
-    typer.Option(help="Credentials that the run may use.", metavar="NAME,…", rich_help_panel=_PANEL),
-]
-AllowOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="A host that the run may reach, within what the tool's manifest allows; repeat.",
-        metavar="HOST[:PORT]",
-        rich_help_panel=_PANEL,
-    ),
-]
-TimeoutOption = Annotated[
-    int | None, typer.Option(help="Time limit in milliseconds.", metavar="MS", min=1, rich_help_panel=_PANEL)
-]
-MemoryOption = Annotated[
-    int | None, typer.Option(help="Memory limit in MiB.", metavar="MIB", min=1, rich_help_panel=_PANEL)
-]
-FuelOption = Annotated[
-    int | None, typer.Option(help="Limit of instructions.", metavar="N", min=1, rich_help_panel=_PANEL)
+    typer.Argument(help="The code, the path of a file, or - for stdin.", metavar="CODE", show_default=False),
 ]
 InputOption = Annotated[
     str | None,
@@ -54,18 +37,17 @@ InputOption = Annotated[
         metavar="JSON",
     ),
 ]
-_STDIN = "-"
 
 
 def mount(app: typer.Typer) -> None:
     """Adds the commands."""
-    app.command(name="run")(takes_server(run_tool))
-    app.command(name="py")(takes_server(run_python))
-    app.command(name="js")(takes_server(run_javascript))
+    for name, function in (("run", run_tool), ("py", run_python), ("js", run_javascript)):
+        app.command(name=name)(bundled(function, options=run_options, server=server_options))
 
 
 def run_tool(
     server: Server,
+    options: "RunOptions",
     *,
     tool: Annotated[
         str, typer.Argument(help="Its name; see `clawbox tools list`.", metavar="TOOL", show_default=False)
@@ -73,11 +55,6 @@ def run_tool(
     params: Annotated[
         str, typer.Argument(help="Parameters as JSON: the text, @FILE, or - for stdin.", metavar="JSON")
     ] = "null",
-    credentials: CredentialsOption = "",
-    allow: AllowOption = None,
-    timeout: TimeoutOption = None,
-    memory: MemoryOption = None,
-    fuel: FuelOption = None,
     stream: Annotated[bool, typer.Option("--stream", help="Show what it writes as it writes it.")] = False,
     json: JsonFlag = False,
 ) -> None:
@@ -85,9 +62,8 @@ def run_tool(
 
     With --json the whole result; with --stream --json one JSON object for each event.
     """
-    text = _read_argument(params, "params")
-    _check_json(text, "params")
-    options = _run_options(credentials, allow, timeout, memory, fuel)
+    text = read_text(params, "params")
+    parse_json(text, "params")
     with server.connect() as client:
         if stream:
             result = _stream_tool(client, tool, text, options, json=json)
@@ -102,51 +78,52 @@ def run_tool(
 
 def run_python(
     server: Server,
+    options: "RunOptions",
     *,
-    code: Annotated[
-        str,
-        typer.Argument(
-            help="The code, the path of a file, or - for stdin.", metavar="CODE", show_default=False
-        ),
-    ],
+    code: CodeArgument,
     input_: InputOption = None,
-    credentials: CredentialsOption = "",
-    allow: AllowOption = None,
-    timeout: TimeoutOption = None,
-    memory: MemoryOption = None,
-    fuel: FuelOption = None,
     json: JsonFlag = False,
 ) -> None:
     """Run Python code in a fresh sandbox. What it prints shows at once, then its result, if it has one."""
-    options = _run_options(credentials, allow, timeout, memory, fuel)
     _run_code(server, "python", (".py",), code, input_, options, json=json)
 
 
 def run_javascript(
     server: Server,
+    options: "RunOptions",
     *,
-    code: Annotated[
-        str,
-        typer.Argument(
-            help="The code, the path of a file, or - for stdin.", metavar="CODE", show_default=False
-        ),
-    ],
+    code: CodeArgument,
     input_: InputOption = None,
-    credentials: CredentialsOption = "",
-    allow: AllowOption = None,
-    timeout: TimeoutOption = None,
-    memory: MemoryOption = None,
-    fuel: FuelOption = None,
     json: JsonFlag = False,
 ) -> None:
     """Run JavaScript in a fresh sandbox. What it prints shows at once, then its result, if it has one."""
-    options = _run_options(credentials, allow, timeout, memory, fuel)
     _run_code(server, "javascript", (".js", ".mjs"), code, input_, options, json=json)
 
 
-def _run_options(
-    credentials: str, allow: list[str] | None, timeout: int | None, memory: int | None, fuel: int | None
+def run_options(
+    credentials: Annotated[
+        str, typer.Option(help="Credentials that the run may use.", metavar="NAME,…", rich_help_panel=_PANEL)
+    ] = "",
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A host that the run may reach, within what the tool's manifest allows; repeat.",
+            metavar="HOST[:PORT]",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None,
+    timeout: Annotated[
+        int | None,
+        typer.Option(help="Time limit in milliseconds.", metavar="MS", min=1, rich_help_panel=_PANEL),
+    ] = None,
+    memory: Annotated[
+        int | None, typer.Option(help="Memory limit in MiB.", metavar="MIB", min=1, rich_help_panel=_PANEL)
+    ] = None,
+    fuel: Annotated[
+        int | None, typer.Option(help="Limit of instructions.", metavar="N", min=1, rich_help_panel=_PANEL)
+    ] = None,
 ) -> "RunOptions":
+    """The options that every run takes."""
     return {
         "credentials": [name.strip() for name in credentials.split(",") if name.strip()],
         "network": [_network_rule(host) for host in allow] if allow else None,
@@ -175,11 +152,11 @@ def _run_code(
     *,
     json: bool,
 ) -> None:
-    if code == _STDIN and input_ == _STDIN:
+    if code == STDIN and input_ == STDIN:
         raise CliError("the code and --input cannot both be read from stdin")
-    params: dict[str, Any] = {"code": _read_code(code, suffixes)}
+    params: dict[str, Any] = {"code": read_code(code, suffixes)}
     if input_ is not None:
-        params["input"] = _check_json(_read_argument(input_, "--input"), "--input")
+        params["input"] = parse_json(read_text(input_, "--input"), "--input")
     with server.connect() as client:
         if json:
             from clawbox_client.results import code_result  # noqa: PLC0415 - loaded by connect
@@ -362,60 +339,3 @@ def _exit_for(result: "ExecutionResult | CodeResult", *, quiet: bool) -> None:
         why = f"{result.outcome.name}: {result.message}" if result.message else result.outcome.name
         print_error(escape(f"clawbox: {why}", keep=""))
     raise typer.Exit(ExitCode.FAILED)
-
-
-def _read_code(argument: str, suffixes: Iterable[str]) -> str:
-    """Code itself, or the file or stdin that the argument names."""
-    if argument == _STDIN:
-        return _read_stdin("the code")
-    looks_like_file = "\n" not in argument and argument.endswith(tuple(suffixes)) and " " not in argument
-    path = Path(argument)
-    try:
-        is_file = path.is_file()
-    except (OSError, ValueError):  # too long for a name, or with a zero byte
-        is_file = False
-    if is_file:
-        return _read_file(path)
-    if looks_like_file:
-        raise CliError(f"{argument}: no such file")
-    return _checked_text(argument, "the code")
-
-
-def _read_argument(argument: str, what: str) -> str:
-    if argument == _STDIN:
-        return _read_stdin(what)
-    if argument.startswith("@"):
-        return _read_file(Path(argument[1:]))
-    return _checked_text(argument, what)
-
-
-def _read_stdin(what: str) -> str:
-    return _decode(sys.stdin.buffer.read(), f"{what} on stdin")
-
-
-def _read_file(path: Path) -> str:
-    return _decode(path.read_bytes(), str(path))
-
-
-def _decode(data: bytes, what: str) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise CliError(f"{what} is not UTF-8 (byte {error.start})") from None
-
-
-def _checked_text(text: str, what: str) -> str:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise CliError(f"{what} is not UTF-8") from None
-    return text
-
-
-def _check_json(text: str, what: str) -> Any:
-    try:
-        return json_module.loads(text)
-    except RecursionError:
-        raise CliError(f"{what} is nested too deeply") from None
-    except ValueError as error:
-        raise CliError(f"{what} is not JSON: {error}", hint="Quote it for the shell, or use @FILE") from None

@@ -1,5 +1,6 @@
 """``clawbox serve``: the server, in the foreground."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -41,16 +42,19 @@ def serve(
         overrides["server.insecure"] = True
     settings = load(config, overrides=overrides).config
 
+    # gRPC's own lines on stderr have another form than the log's, and say what errors here say as well.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from clawbox.app import serve as serve_forever  # noqa: PLC0415 - the whole server, after what is quick to refuse
+    from clawbox.errors import ClawboxError  # noqa: PLC0415
     from clawbox.rpc.listeners import ListenError  # noqa: PLC0415
     from clawbox.wasm.tool_files import ToolFileError  # noqa: PLC0415
 
     try:
         serve_forever(settings)
-    except (ListenError, ToolFileError, OSError) as error:
-        where = (
-            f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
-        )
+    except (ClawboxError, ListenError, ToolFileError, OSError) as error:
+        why: object = error
+        if isinstance(error, OSError) and error.strerror:
+            why = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
         raise CliError(
-            f"the server cannot start: {where}", hint="`clawbox config show` shows its settings"
+            f"the server cannot start: {why}", hint="`clawbox config show` shows its settings"
         ) from error

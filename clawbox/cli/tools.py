@@ -156,6 +156,7 @@ def _print_tool(tool: "Tool") -> None:
             ("kind", tool.abi),
             ("state", _state(tool)),
             ("problem", tool.load_error),
+            ("not granted", "; ".join(tool.warnings)),
             ("owner", tool.owner),
             ("published", "yes" if tool.published else "no"),
             ("size", _size(tool.size_bytes)),

@@ -23,7 +23,10 @@ from clawbox.config.fields import (
 
 
 class ContainersSettings(Settings):
-    """The container engine and what containers may use of the machine."""
+    """The container engine and what containers may use of the machine.
+
+    Planned: checked, and without effect until containers are served.
+    """
 
     docker_url: Text = ""
     """``unix://`` or ``tcp://`` address of the engine. Empty: ``DOCKER_HOST``, or its usual socket."""
@@ -42,7 +45,10 @@ class ContainersSettings(Settings):
 
 
 class ContainerPolicySettings(Settings):
-    """What any container may be given at most. Nothing listed: nothing allowed."""
+    """What any container may be given at most. Nothing listed: nothing allowed.
+
+    Planned: checked, and without effect until containers are served.
+    """
 
     network_allowlist: tuple[Rule, ...] = ()
     """Network rules; a request's or template's rule must be covered by one of them."""
@@ -98,7 +104,10 @@ class ImageTemplate(Settings):
 
 
 class ImagesSettings(Settings):
-    """Which images containers may be made from."""
+    """Which images containers may be made from.
+
+    Planned: checked, and without effect until containers are served.
+    """
 
     default: Annotated[str, StringConstraints(min_length=1), Accepts("an image reference")] = (
         "clawbox/agent-base:latest"

@@ -91,7 +91,10 @@ class ToolPolicySettings(Settings):
 
 
 class ProxySettings(Settings):
-    """``host_call`` and ``POST /proxy``, which answer with whole bodies."""
+    """``host_call`` and the sidecar's ``POST /proxy``, which answer with whole bodies.
+
+    Planned: checked, and without effect until egress is served.
+    """
 
     max_response_bytes: Bytes = 1_048_576
     """Largest response body, in bytes; a larger one is an error."""
@@ -100,7 +103,11 @@ class ProxySettings(Settings):
 
 
 class EgressSettings(Settings):
-    """Limits and addresses of every sandbox's way out."""
+    """Limits and addresses of every sandbox's way out.
+
+    Planned: until egress is served, ``max_concurrent`` and ``on_shape`` bound what a manifest may ask for,
+    and the rest is checked and without effect.
+    """
 
     requests_per_second: Count = 100
     """Requests per second of one sandbox, in the long run."""
@@ -123,7 +130,10 @@ class EgressSettings(Settings):
 
 
 class CredentialsSettings(Settings):
-    """The encrypted file of credentials; its key comes from ``CLAWBOX_MASTER_KEY`` or from a file."""
+    """The encrypted file of credentials; its key comes from ``CLAWBOX_MASTER_KEY`` or from a file.
+
+    Planned: checked, and without effect until egress is served.
+    """
 
     store_path: FilePath = Path("~/.clawbox/credentials.enc")
     """The encrypted file; absent: no credentials."""
@@ -132,7 +142,7 @@ class CredentialsSettings(Settings):
 
 
 class ToolsSettings(Settings):
-    """What ``clawbox tool new`` writes."""
+    """Accepted because files of 0.1 have it, and without effect: say ``clawbox tool new --lang``."""
 
     default_language: Literal["rust", "python", "javascript", "js", "go", "c"] = "rust"
-    """Language of a new tool when ``--lang`` is absent."""
+    """What 0.1 took where ``--lang`` was absent."""

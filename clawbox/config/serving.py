@@ -90,7 +90,7 @@ class ServerSettings(Settings):
     grace_ms: MillisecondsOrZero = 30_000
     """How long calls may go on after SIGTERM or SIGINT, in milliseconds."""
     on_shutdown: Literal["stop", "leave"] = "stop"
-    """What happens to containers when the server stops: they stop, or are left for the next server."""
+    """What happens to containers when the server stops: they stop, or stay for the next server. Planned."""
     max_connection_age_ms: MillisecondsOrZero = 0
     """Age at which a connection is asked to go away, so that load balancers rebalance. 0: never."""
 
@@ -162,7 +162,10 @@ class AuditSettings(Settings):
 
 
 class StateSettings(Settings):
-    """Where agents, containers and request ids are remembered."""
+    """Where agents, containers and request ids are remembered.
+
+    Planned: checked, and without effect until containers are served.
+    """
 
     url: OptionalSecret = None
     """Database URL, never shown. Empty: SQLite in the folder of the settings file."""

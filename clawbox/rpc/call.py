@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from clawbox.auth import Principal
     from clawbox.rpc.methods import Method
 
-MAX_REQUEST_ID = 128
-"""Characters of a request id."""
-
 REQUEST_ID_KEY = "x-request-id"
 """Metadata key of the request id, in requests and in trailing metadata of replies."""
 

@@ -365,6 +365,7 @@ def tool(entry: ToolEntry, ceiling: ToolCeiling) -> sandbox_pb2.Tool:
         published=entry.published,
         state=sandbox_pb2.ToolState.Value(f"TOOL_STATE_{entry.state.name}"),
         load_error=entry.load_error,
+        warnings=entry.warnings,
         size_bytes=entry.size_bytes,
     )
     if entry.code is not None:

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
-SERVICE_NAME = "grpc.health.v1.Health"
-
 _Status = health_pb2.HealthCheckResponse
 
 

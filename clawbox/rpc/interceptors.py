@@ -20,14 +20,14 @@ import uuid
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
 import structlog
 
 from clawbox.errors import ClawboxError, Reason
-from clawbox.rpc.call import REQUEST_ID_KEY, Call, is_request_id, new_request_id, peer_address
+from clawbox.rpc.call import REQUEST_ID_KEY, Call, current, is_request_id, new_request_id, peer_address
 from clawbox.rpc.limits import (
     MAX_PUBLIC_CHECKS_PER_ADDRESS,
     MAX_PUBLIC_MESSAGE_BYTES,
@@ -35,6 +35,7 @@ from clawbox.rpc.limits import (
     MAX_PUBLIC_STREAMS_PER_ADDRESS,
     MAX_STREAMS,
     StreamLimit,
+    UnreadReplies,
 )
 from clawbox.rpc.methods import Access, Method
 from clawbox.rpc.status import DETAILS_KEY, internal_error, wire_status
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+_Reply = TypeVar("_Reply")
 
 PUBLIC_READ_SECONDS = 10.0
 """How long a caller without a token may be silent before its next message."""
@@ -73,6 +76,8 @@ class Edge:
     max_message_bytes: int
     streams: StreamLimit = field(default_factory=StreamLimit)
     """Open streams of principals, by their names."""
+    unread: UnreadReplies = field(default_factory=UnreadReplies)
+    """Replies to principals that wait to be read, by their names."""
     public_streams: StreamLimit = field(default_factory=lambda: StreamLimit(MAX_PUBLIC_STREAMS))
     """Open streams of callers without a token, by their addresses."""
     public_checks: StreamLimit = field(default_factory=StreamLimit)
@@ -145,64 +150,39 @@ class _Steps:
     def handler(self) -> Handler:
         """What gRPC calls: streams of bytes on the way in, bytes on the way out, whatever the arity."""
         if self._response_streaming:
-            return grpc.stream_stream_rpc_method_handler(self._many_replies())
-        return grpc.stream_unary_rpc_method_handler(self._one_reply())
+            return grpc.stream_stream_rpc_method_handler(self._many_replies)
+        return grpc.stream_unary_rpc_method_handler(self._one_reply)
 
-    def _one_reply(self) -> Callable[[object, Context], Awaitable[bytes]]:
-        """A coroutine function for methods with one reply."""
+    async def _one_reply(self, _stream: object, context: Context) -> bytes:
+        # A caller that is gone has no reply; grpc.aio still wants something to not send.
+        return await self._serve(context, self._answer_whole) or b""
 
-        async def serve(_stream: object, context: Context) -> bytes:
-            call, authorization = self._begin(context)
+    async def _many_replies(self, _stream: object, context: Context) -> None:
+        await self._serve(context, self._stream)
+
+    async def _serve(
+        self, context: Context, handle: Callable[[Any, Context], Awaitable[_Reply]]
+    ) -> _Reply | None:
+        """Take one call through every step; None when it ended with another status than OK."""
+        call, authorization = self._begin(context)
+        try:
+            release = self._admit(call, authorization)
             try:
-                release = self._admit(call, authorization)
+                request = await self._request(context)
+                if not self._method.execution:
+                    return await handle(request, context)
+                await self._place(call)
                 try:
-                    request = (
-                        self._requests(context) if self._request_streaming else await self._read(context)
-                    )
-                    if not self._method.execution:
-                        return await self._answer(request, context)
-                    await self._place(call)
-                    try:
-                        return await self._answer(request, context)
-                    finally:
-                        self._edge.executions.release()
+                    return await handle(request, context)
                 finally:
-                    release()
-            except BaseException as error:  # noqa: BLE001 - what may pass is decided there
-                await _fail(call, context, error)
-                return b""  # the caller is gone; grpc.aio still wants something to not send
+                    self._edge.executions.release()
             finally:
-                self._end(call)
-
-        return serve
-
-    def _many_replies(self) -> Callable[[object, Context], Awaitable[None]]:
-        """A coroutine function for methods with streamed replies."""
-
-        async def serve(_stream: object, context: Context) -> None:
-            call, authorization = self._begin(context)
-            try:
-                release = self._admit(call, authorization)
-                try:
-                    request = (
-                        self._requests(context) if self._request_streaming else await self._read(context)
-                    )
-                    if not self._method.execution:
-                        await self._stream(request, context)
-                        return
-                    await self._place(call)
-                    try:
-                        await self._stream(request, context)
-                    finally:
-                        self._edge.executions.release()
-                finally:
-                    release()
-            except BaseException as error:  # noqa: BLE001 - what may pass is decided there
-                await _fail(call, context, error)
-            finally:
-                self._end(call)
-
-        return serve
+                release()
+        except BaseException as error:  # noqa: BLE001 - what may pass is decided there
+            await _fail(call, context, error)
+            return None
+        finally:
+            self._end(call)
 
     # Request id and metrics
 
@@ -239,9 +219,10 @@ class _Steps:
                 open_here, limit = self._edge.public_checks, MAX_PUBLIC_CHECKS_PER_ADDRESS
             open_here.acquire(address, limit)
             return partial(open_here.release, address)
-        if not (self._request_streaming or self._response_streaming):
-            return _nothing
         principal = call.principal
+        if not (self._request_streaming or self._response_streaming):
+            self._edge.unread.check(principal.name)
+            return _nothing
         most = principal.limits.max_streams
         self._edge.streams.acquire(principal.name, MAX_STREAMS if most is None else most)
         return partial(self._edge.streams.release, principal.name)
@@ -299,8 +280,13 @@ class _Steps:
 
     # The handler
 
-    async def _answer(self, request: object, context: Context) -> bytes:
-        return self._encoded(await self._function(request, context))
+    async def _answer_whole(self, request: object, context: Context) -> bytes:
+        raw = self._encoded(await self._function(request, context))
+        call = current()
+        if call.known_principal is not None and call.task is not None:
+            # gRPC sends it within the call's task.
+            self._edge.unread.add(call.principal.name, len(raw), call.task)
+        return raw
 
     async def _stream(self, request: object, context: Context) -> None:
         async with aclosing(self._function(request, context)) as responses:
@@ -364,7 +350,7 @@ async def _abort(call: Call, context: Context, error: ClawboxError) -> None:
         method=call.name,
         code=call.code,
         reason=error.reason.name,
-        message=status.message,
+        message=_without_input(error, status.message),
         principal=principal.name if principal is not None else "",
         peer=call.peer,
     )
@@ -375,6 +361,13 @@ async def _abort(call: Call, context: Context, error: ClawboxError) -> None:
             await context.abort(status.code, status.message, trailing)
     except (grpc.aio.InternalError, grpc.aio.UsageError, TimeoutError):
         call.code = "CANCELLED"  # the caller is gone, or as good as gone
+
+
+def _without_input(error: ClawboxError, message: str) -> str:
+    """What the log says of an error: a schema's complaint repeats the parameters, which may be secret."""
+    if error.reason is not Reason.INVALID_INPUT:
+        return message
+    return ", ".join(sorted({violation.rule for violation in error.violations}))
 
 
 def shutting_down() -> ClawboxError:

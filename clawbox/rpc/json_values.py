@@ -1,6 +1,6 @@
 """JSON and the messages that hold it: ``google.protobuf.Struct`` and ``Value``.
 
-Nothing here recurses, and what a stranger can make large is counted while it is read (threats.md, 95).
+Nothing here recurses, and what a stranger can make large is counted while it is read (docs/security.md, 95).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import time
 from collections import OrderedDict, deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clawbox.errors import ClawboxError, Reason
 
@@ -30,6 +30,12 @@ MAX_PUBLIC_CHECKS_PER_ADDRESS = 16
 
 MAX_PUBLIC_MESSAGE_BYTES = 16 * 1024
 """Largest message without a token: a service's name, or a question to reflection."""
+
+SMALL_REPLY_BYTES = 64 << 10
+"""Replies up to this size are not counted: the number of calls on a connection bounds them."""
+
+MAX_UNREAD_BYTES = 128 << 20
+"""Larger replies of one principal that wait to be read, after which its next call waits too."""
 
 RETRY_SECONDS = 1.0
 """After which a caller that found no room may try again."""
@@ -136,6 +142,40 @@ class StreamLimit:
             self._open[caller] = have
         else:
             del self._open[caller]
+
+
+class UnreadReplies:
+    """Bytes of large replies that gRPC was given and that their reader did not take yet, by caller.
+
+    They are in memory for as long as the reader likes: nothing but its connection's end frees them.
+    """
+
+    def __init__(self, most: int = MAX_UNREAD_BYTES) -> None:
+        self._most = most
+        self._bytes: dict[str, int] = {}
+
+    def check(self, caller: str) -> None:
+        """Raise STREAM_LIMIT when ``caller`` leaves too much unread."""
+        unread = self._bytes.get(caller, 0)
+        if unread >= self._most:
+            raise ClawboxError(
+                Reason.STREAM_LIMIT,
+                "{bytes} bytes of replies to {caller} wait to be read",
+                retry_after=RETRY_SECONDS,
+                bytes=unread,
+                caller=caller,
+            )
+
+    def add(self, caller: str, size: int, sending: asyncio.Task[Any]) -> None:
+        """Count a reply of ``size`` bytes until the task that sends it is done."""
+        if size > SMALL_REPLY_BYTES:
+            self._bytes[caller] = self._bytes.get(caller, 0) + size
+            sending.add_done_callback(lambda _: self._sent(caller, size))
+
+    def _sent(self, caller: str, size: int) -> None:
+        self._bytes[caller] -= size
+        if not self._bytes[caller]:
+            del self._bytes[caller]
 
 
 class RefusedTokens:

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 MAX_CHUNK_BYTES = 64 << 10
 """Of a message of ExecuteStream."""
 MAX_UPLOAD_CHUNK_BYTES = 1 << 20
+UPLOAD_START_SECONDS = 30.0
+"""How long an upload may take to say what it is …"""
+UPLOAD_BYTES_PER_SECOND = 64 << 10
+"""… and how slow it may be from then on: it holds its tool's name, and a file."""
 MAX_BUFFERED_BYTES = 4 << 20
 """Output of a run that waits for its reader; a reader further behind is cut, and its run killed."""
 _ENTRY_BYTES = 256  # what an event costs besides its text
@@ -99,7 +103,7 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServicer):
         self, request: sandbox_pb2.GetToolRequest, _context: Context
     ) -> sandbox_pb2.Tool:
         """Return one tool."""
-        return convert.tool(self._catalog.get(request.name, current().principal), self._ceiling)
+        return convert.tool(self._catalog.get(_set("name", request.name), current().principal), self._ceiling)
 
     async def RegisterTool(  # noqa: N802
         self, request: sandbox_pb2.RegisterToolRequest, _context: Context
@@ -120,14 +124,16 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServicer):
         """Receive a module and, with it, its manifest."""
         call = current()
         with self._recorded("tool_upload", call) as record:
-            start = await self._upload_start(request_iterator)
+            deadline = asyncio.get_running_loop().time() + UPLOAD_START_SECONDS
+            start = await self._upload_start(request_iterator, deadline)
+            deadline += max(start.size_bytes, 0) / UPLOAD_BYTES_PER_SECOND
             record.fields |= {
                 "tool": start.name,
                 "size_bytes": start.size_bytes,
                 "replace": start.replace,
                 "published": start.published,
             }
-            entry = await self._catalog.upload(start, _chunks(request_iterator), call.principal)
+            entry = await self._catalog.upload(start, _chunks(request_iterator, deadline), call.principal)
             if entry.code is not None:
                 record.fields["digest"] = entry.code.digest
         return convert.tool(entry, self._ceiling)
@@ -138,7 +144,7 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServicer):
         """Delete a tool."""
         call = current()
         with self._recorded("tool_delete", call, tool=request.name):
-            await self._catalog.delete(request.name, call.principal)
+            await self._catalog.delete(_set("name", request.name), call.principal)
         return sandbox_pb2.DeleteToolResponse()
 
     async def ReloadTools(  # noqa: N802
@@ -154,14 +160,16 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServicer):
     async def _execute_call(self, request: sandbox_pb2.ExecuteRequest, call: Call) -> ExecuteCall:
         return ExecuteCall(
             request_id=call.adopt_request_id(request.request_id),
-            tool=request.tool,
+            tool=_set("tool", request.tool),
             params=await convert.params(request),
             requested=convert.requested(request, any_host=self._ceiling.any_host),
             agent_id=request.agent_id,
         )
 
-    async def _upload_start(self, messages: AsyncIterator[sandbox_pb2.UploadToolRequest]) -> UploadStart:
-        first = await anext(messages, None)
+    async def _upload_start(
+        self, messages: AsyncIterator[sandbox_pb2.UploadToolRequest], deadline: float
+    ) -> UploadStart:
+        first = await _next_part(messages, deadline)
         if first is None or first.WhichOneof("part") != "start":
             raise ClawboxError(Reason.INVALID_UPLOAD, "the first message must be {part}", part="start")
         start = first.start
@@ -183,6 +191,13 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServicer):
         return recorded(
             self._audit, kind, principal=call.principal.name, request_id=call.request_id, **fields
         )
+
+
+def _set(field: str, name: str) -> str:
+    """A name that a request must have."""
+    if not name:
+        raise invalid_field(field, "must be set", "required")
+    return name
 
 
 class _Events:
@@ -289,8 +304,25 @@ def _stream_event(event: ExecutionEvent, call: Call) -> sandbox_pb2.ExecuteStrea
             return convert.chunk_event(event)
 
 
-async def _chunks(messages: AsyncIterator[sandbox_pb2.UploadToolRequest]) -> AsyncGenerator[bytes]:
-    async for message in messages:
+async def _next_part(
+    messages: AsyncIterator[sandbox_pb2.UploadToolRequest], deadline: float
+) -> sandbox_pb2.UploadToolRequest | None:
+    """The next message of an upload, None at its end; ``deadline`` is by the loop's clock."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await anext(messages, None)
+    except TimeoutError:
+        raise ClawboxError(
+            Reason.DEADLINE,
+            "the upload is slower than {bytes} bytes a second",
+            bytes=UPLOAD_BYTES_PER_SECOND,
+        ) from None
+
+
+async def _chunks(
+    messages: AsyncIterator[sandbox_pb2.UploadToolRequest], deadline: float
+) -> AsyncGenerator[bytes]:
+    while (message := await _next_part(messages, deadline)) is not None:
         if message.WhichOneof("part") != "chunk":
             raise ClawboxError(
                 Reason.INVALID_UPLOAD, "every message after the first must be {part}", part="chunk"

@@ -7,6 +7,7 @@ status is made to fit: long texts are cut, and field violations that no longer f
 from __future__ import annotations
 
 import math
+import re
 from typing import NamedTuple
 
 import grpc
@@ -27,6 +28,10 @@ MAX_STATUS_BYTES = 4096
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _TYPE_PREFIX = "type.googleapis.com/"
+
+
+_WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+"""Where a word begins in names such as ``additionalProperties``; reasons are in UPPER_SNAKE_CASE."""
 
 
 class WireStatus(NamedTuple):
@@ -97,7 +102,7 @@ def _bad_request(error: ClawboxError, room: int) -> error_details_pb2.BadRequest
         field = error_details_pb2.BadRequest.FieldViolation(
             field=cut(violation.field, MAX_VALUE_BYTES),
             description=cut(violation.description, MAX_VALUE_BYTES),
-            reason=cut(violation.rule.upper(), 64),
+            reason=cut(_WORD_START.sub("_", violation.rule).upper(), 64),
         )
         if request.ByteSize() + field.ByteSize() + 4 > room:
             left = len(error.violations) - index

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import time
 from typing import TYPE_CHECKING, Self
 
 from prometheus_client.exposition import choose_encoder
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 _MAX_HEAD = 8192
 _MAX_CONNECTIONS = 32
 _REQUEST_SECONDS = 5.0
+_REST = 3
+"""How many times as long as writing the metrics took, until they are written again: whoever asks without end
+takes a quarter of the event loop at most."""
 
 
 class MetricsEndpoint:
@@ -31,11 +36,18 @@ class MetricsEndpoint:
         self._metrics = metrics
         self._server: asyncio.Server | None = None
         self._answering: set[asyncio.Task[None]] = set()
+        self._turn = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(
-            self._connected, self._settings.host, self._settings.port, limit=_MAX_HEAD
-        )
+        host, port = self._settings.host, self._settings.port
+        try:
+            self._server = await asyncio.start_server(self._connected, host, port, limit=_MAX_HEAD)
+        except OSError as error:
+            # asyncio's own words name neither the setting nor, for a host without address, the host.
+            number = error.errno or 0
+            why = os.strerror(number) if number > 0 else error.strerror
+            where = f"metrics.host, metrics.port: cannot listen on {host}:{port}"
+            raise OSError(number, f"{where}: {why}") from error
         return self
 
     async def __aexit__(
@@ -62,7 +74,11 @@ class MetricsEndpoint:
         try:
             if len(self._answering) <= _MAX_CONNECTIONS:
                 async with asyncio.timeout(_REQUEST_SECONDS):
-                    writer.write(self._answer(await reader.readuntil(b"\r\n\r\n")))
+                    head = await reader.readuntil(b"\r\n\r\n")
+                    async with self._turn:
+                        began = time.perf_counter()
+                        writer.write(self._answer(head))
+                        await asyncio.sleep(_REST * (time.perf_counter() - began))
                     await writer.drain()
         except (TimeoutError, OSError, EOFError, asyncio.LimitOverrunError, asyncio.CancelledError):
             # The peer was slow, is gone or speaks something else; or the endpoint closes.

@@ -31,6 +31,8 @@ _SECRET_KEYS = re.compile(
 )
 _BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9\-._~+/]{8,}=*")
 _DEEPEST = 8
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_SEVERAL_LINES = frozenset({"exception", "stack"})
 
 
 def configure_logging(settings: LoggingSettings, stream: TextIO | None = None) -> None:
@@ -64,15 +66,21 @@ def configure_logging(settings: LoggingSettings, stream: TextIO | None = None) -
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[structlog.stdlib.add_logger_name, structlog.stdlib.ExtraAdder(), *shared],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                # JSON escapes them itself.
+                *([escape_controls] if text else []),
+                renderer,
+            ],
         )
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    # These two say at INFO and DEBUG what our own entries already say.
-    logging.getLogger("asyncio").setLevel(max(level, logging.WARNING))
-    logging.getLogger("grpc").setLevel(max(level, logging.WARNING))
+    # These say at INFO and DEBUG what our own entries already say. And a log file in a folder that watchfiles
+    # watches would grow for ever: each entry about a change is a change.
+    for name in ("asyncio", "grpc", "watchfiles"):
+        logging.getLogger(name).setLevel(max(level, logging.WARNING))
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -88,6 +96,20 @@ def mask_secrets(_logger: object, _method: str, entry: MutableMapping[str, Any])
             entry[key] = MASK
         elif not key.startswith("_"):
             entry[key] = _masked(value, 1)
+    return entry
+
+
+def escape_controls(
+    _logger: object, _method: str, entry: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """Show control characters as escapes: a tool's name must not begin a line, nor move a cursor."""
+    for key, value in entry.items():
+        if isinstance(value, str):
+            kept = "\n\t" if key in _SEVERAL_LINES else ""
+            entry[key] = _CONTROLS.sub(
+                lambda found, kept=kept: found[0] if found[0] in kept else ascii(found[0])[1:-1],  # type: ignore[misc]
+                value,
+            )
     return entry
 
 

@@ -1,6 +1,6 @@
 """Compiled tools as the forkserver holds them: loaded and linked once, shared with every worker after.
 
-Loading trusts the file, so only files of the server's own cache come here (threats.md, 91).
+Loading trusts the file, so only files of the server's own cache come here (docs/security.md, 91).
 """
 
 from __future__ import annotations
@@ -23,6 +23,28 @@ MAX_ARTIFACTS: Final = 48
 """Each holds a descriptor that every worker inherits, and address space; the longest unused goes first."""
 
 _COMMAND_EXPORT: Final = "wasi:cli/run@"
+
+_OWN_MODULE: Final = """
+(module
+  (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 0) "\\10\\00\\00\\00\\01\\00\\00\\00")
+  (func (export "_start")
+    (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))))
+"""
+_OWN_COMPONENT: Final = """
+(component
+  (core module $m
+    (memory (export "memory") 1)
+    (func (export "realloc") (param i32 i32 i32 i32) (result i32) (i32.const 4096))
+    (func (export "run") (param i32 i32) (result i32)
+      (i32.store (i32.const 4) (local.get 0))
+      (i32.store (i32.const 8) (local.get 1))
+      (i32.const 0)))
+  (core instance $i (instantiate $m))
+  (func (export "run") (param "params" string) (result (result string (error string)))
+    (canon lift (core func $i "run") (memory (core memory $i "memory")) (realloc (core func $i "realloc")))))
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +75,19 @@ class Artifacts:
         self.components = host.component_linker(engine)
         self._modules = host.core_linker(engine)
         self._loaded: OrderedDict[str, Artifact] = OrderedDict()
+        self.own = self._compile_own()
+        """A module and a component of this program's own, which do next to nothing.
+
+        A worker runs them before its first call, which then need not pay for what happens once."""
+
+    def _compile_own(self) -> tuple[Artifact, ...]:
+        code = component.Component(self.engine, _OWN_COMPONENT)
+        run = code.get_export_index("run")
+        assert run is not None
+        return (
+            CommandModule(self._modules.instantiate_pre(wasmtime.Module(self.engine, _OWN_MODULE))),
+            ToolComponent(code, run, is_command=False),
+        )
 
     def load(self, digest: str, abi: Abi, path: str) -> None:
         """Load an artifact unless it is loaded. Raises :class:`LoadError`."""

@@ -1,10 +1,10 @@
 """Compiled tools on disk, in a folder that belongs to the server alone.
 
-To load an artifact is to run it: a patched byte in a serialized module ran (threats.md, 91). So the folder is
-0700, files in it are 0444 and the server's, and each has an HMAC-SHA256, by a key that is in the folder too,
-over everything that names it and every byte of it. An artifact that does not check out is never loaded; the
-caller compiles anew. Several servers may share a folder: every file appears by rename or link, whole or not
-at all.
+To load an artifact is to run it: a patched byte in a serialized module ran (docs/security.md, 91). So the
+folder is 0700, files in it are 0444 and the server's, and each has an HMAC-SHA256, by a key that is in the
+folder too, over everything that names it and every byte of it. An artifact that does not check out is never
+loaded; the caller compiles anew. Several servers may share a folder: every file appears by rename or link,
+whole or not at all.
 
 Files: ``key`` (0600, 32 bytes), ``DIGEST.FINGERPRINT.json`` (the seal) and ``DIGEST.FINGERPRINT.ID.cwasm``,
 which the seal names.

@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from clawbox.children.channel import FrameError
-from clawbox.wasm.messages import MAX_MESSAGE_CHARS, Done, Logged, RunFrame, Written
+from clawbox.wasm.messages import MAX_MESSAGE_CHARS, MAX_PIECES, Done, Logged, RunFrame, Written
 from clawbox.wasm.model import (
     Abi,
     LogEntry,
@@ -80,7 +80,14 @@ class Call:
         since = now - (self.started_at or now)
         if self._messages > _MESSAGES_AT_ONCE + since * _MESSAGES_PER_SECOND:
             raise FrameError("more messages than a worker sends")
+        if len(written) > MAX_PIECES:
+            raise FrameError("more pieces of output than a worker sends")
+        before = None
         for piece in written:
+            # What costs nothing of its limit, and could come without end, still costs time.
+            if not piece.data or piece.stream is before:
+                raise FrameError("output in smaller pieces than a worker sends")
+            before = piece.stream
             room = self._room.get(piece.stream, -1) - len(piece.data)
             if room < 0:
                 raise FrameError(f"more of {piece.stream.value} than the run may write")
@@ -103,6 +110,8 @@ class Call:
             raise FrameError("more output than the run may have")
         if done.outcome in {Outcome.BLOCKED, Outcome.SANDBOX_LOST, Outcome.CANCELLED}:
             raise FrameError("an outcome that is not the worker's to say")
+        if done.outcome is Outcome.OK and done.output is None and self.run.code.abi is Abi.COMPONENT:
+            raise FrameError("a component's run that ended well without output")
         output, stdout = done.output, bytes(self._streams[OutputStream.STDOUT])
         if done.outcome is Outcome.OK and self.run.code.abi is not Abi.COMPONENT:
             output, stdout = stdout, b""
@@ -117,7 +126,7 @@ class Call:
             exit_code=done.exit_code,
             fuel_consumed=_count(done.fuel_consumed),
             peak_memory_bytes=_count(done.peak_memory_bytes),
-            host_calls=_count(done.host_calls),
+            host_calls=min(_count(done.host_calls), self.run.limits.host_calls + 1),
             duration_us=_count(done.duration_us),
             queued_us=self._queued_us(),
         )

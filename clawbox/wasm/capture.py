@@ -7,7 +7,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
-from clawbox.wasm.messages import Logged, Written, Wrote
+from clawbox.wasm.messages import MAX_PIECES, Logged, Written, Wrote
 from clawbox.wasm.model import Level, Limits, OutputStream
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ class Capture:
         self,
         limits: Limits,
         *,
-        stdout_is_output: bool,
         streamed: bool,
         keep_output: bool,
         send: Callable[[Wrote], None],
@@ -34,7 +33,6 @@ class Capture:
     ) -> None:
         self._room = {OutputStream.STDOUT: limits.stdout_bytes, OutputStream.STDERR: limits.stderr_bytes}
         self._kept = {OutputStream.STDOUT: 0, OutputStream.STDERR: 0}
-        self._stdout_is_output = stdout_is_output
         self._streamed = streamed
         self._send = send
         self._stop = stop
@@ -50,7 +48,7 @@ class Capture:
         """All of stdout, with ``keep_output``."""
         self._keep_output = keep_output
         self.overflowed = False
-        """The output itself is larger than it may be, so the run cannot end well."""
+        """stdout is larger than it may be, so the run cannot end well."""
 
     def stdout(self, data: bytes) -> int:
         """Take what the guest wrote to stdout; how much was accepted, or minus an errno."""
@@ -95,15 +93,20 @@ class Capture:
                     self.output += data
                 if self._written and self._written[-1][0] is stream:
                     self._written[-1][1].extend(data)
+                elif len(self._written) >= MAX_PIECES:
+                    # Neighbours differ, so the one before the last is of this stream. What is lost is the
+                    # order between the streams, of which so many tiny pieces make little.
+                    self._written[-2][1].extend(data)
                 else:
                     self._written.append((stream, bytearray(data)))
                 self._stream()
-        if size > room and stream is OutputStream.STDOUT and self._stdout_is_output:
-            # Half of an output is worth nothing: end the run.
+        if size > room and stream is OutputStream.STDOUT:
+            # Half of an output is worth nothing, and code that prints without end must not go on until it has
+            # used up its time or memory: end the run.
             self.overflowed = True
             self._stop()
             return -errno.EIO
-        # What is only looked at by people is cut, and the run goes on.
+        # What is only for people to look at is cut, and the run goes on.
         return size
 
     def _stream(self) -> None:

@@ -20,7 +20,8 @@ from clawbox.errors import ClawboxError, FieldViolation, Reason, invalid_field
 from clawbox.policy import PrincipalTerms, ToolCeiling, manifest_excess
 from clawbox.wasm.compiler import UPLOAD_TIMEOUT_MS, Compiler
 from clawbox.wasm.owners import Owners, Ownership
-from clawbox.wasm.shelf import OnLoad, Shelf
+from clawbox.wasm.shelf import OnLoad, Preload, Shelf
+from clawbox.wasm.tool_access import check_may_change, check_may_publish, not_found, sees
 from clawbox.wasm.tool_entry import LoadFailure, ReloadReport, ToolEntry, ToolState
 from clawbox.wasm.tool_files import NAME, StagedFile, ToolFileError, ToolFolder
 
@@ -39,6 +40,8 @@ log = structlog.get_logger("clawbox.wasm.catalog")
 
 T = TypeVar("T")
 
+_MODULES_IN_MEMORY = 2
+"""Uploads that are in this process's memory at once, to be compiled; the others are on disk."""
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 
@@ -64,7 +67,8 @@ class Catalog:
     """The tools of one server. An async context manager.
 
     ``find_principal`` gives a tool's owner as its token stands now. ``on_load`` is told ``loaded`` or
-    ``refused``, and the seconds that it took, for each version of each tool.
+    ``refused``, and the seconds that it took, for each version of each tool. ``preload`` is given each
+    version that comes into service.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class Catalog:
         builtin_dir: Path | None = None,
         watch: bool = True,
         on_load: OnLoad = _unheard,
+        preload: Preload | None = None,
     ) -> None:
         self._folder = ToolFolder(tool_dir, builtin_dir, max_tool_bytes)
         self._owners = Owners(self._folder.owners_path)
@@ -89,12 +94,14 @@ class Catalog:
             find_principal=find_principal,
             watch=watch,
             on_load=on_load,
+            preload=preload,
         )
         self._compiler = compiler
         self._ceiling = ceiling
         self._max_tool_bytes = max_tool_bytes
         self._on_load = on_load
         self._uploading: set[str] = set()
+        self._in_memory = asyncio.Semaphore(_MODULES_IN_MEMORY)
         self._steps: set[asyncio.Future[Any]] = set()
 
     async def __aenter__(self) -> Self:
@@ -122,8 +129,8 @@ class Catalog:
     def get(self, name: str, principal: Principal) -> ToolEntry:
         """A tool that the principal may see; raises TOOL_NOT_FOUND."""
         tool = self._shelf.tools.get(name)
-        if tool is None or not _sees(principal, tool.entry):
-            raise _not_found(name)
+        if tool is None or not sees(principal, tool.entry):
+            raise not_found(name)
         return tool.entry
 
     async def ready(self, name: str, principal: Principal) -> ToolEntry:
@@ -151,7 +158,7 @@ class Catalog:
         """At most ``limit`` tools that the principal may see, by name, whose names come after ``after``."""
         names = sorted(name for name in self._shelf.tools if name > after and name.startswith(name_prefix))
         entries = (self._shelf.tools[name].entry for name in names)
-        return tuple(entry for entry in entries if _sees(principal, entry))[:limit]
+        return tuple(entry for entry in entries if sees(principal, entry))[:limit]
 
     def runnable(self) -> int:
         """How many tools can be run."""
@@ -176,8 +183,8 @@ class Catalog:
         """
         name = manifest.name
         entry = self.get(name, principal)
-        _check_may_change(principal, entry)
-        _check_may_publish(principal, published)
+        check_may_change(principal, entry)
+        check_may_publish(principal, published)
         self._check_excess(manifest, self.owner_terms(entry))
         await self._to_its_end(self._write_manifest(name, manifest, principal, published=published))
         return self.get(name, principal), not entry.has_manifest
@@ -195,13 +202,12 @@ class Catalog:
         try:
             with self._folder.stage() as staged:
                 started = time.monotonic()
-                binary = await self._receive(start, chunks, staged)
+                await self._receive(start, chunks, staged)
                 try:
-                    artifact = await self._compiler.compile(binary, timeout_ms=UPLOAD_TIMEOUT_MS)
+                    artifact = await self._compile(staged)
                 except ClawboxError:
                     self._on_load("refused", time.monotonic() - started)
                     raise
-                del binary
                 await self._to_its_end(self._put(start, principal, staged, artifact))
                 self._on_load("loaded", time.monotonic() - started)
         finally:
@@ -211,11 +217,13 @@ class Catalog:
     async def delete(self, name: str, principal: Principal) -> None:
         """Delete a tool's files. Runs under way keep what they began with.
 
-        Raises TOOL_NOT_FOUND, SCOPE_MISSING for another's tool, and WRONG_STATE for one that ships.
+        Of a tool that ships, that is what the folder has over it, a manifest for one; without any it stays.
+        Raises TOOL_NOT_FOUND, SCOPE_MISSING for another's tool, and WRONG_STATE for what ships.
         """
         entry = self.get(name, principal)
-        _check_may_change(principal, entry)
-        if entry.builtin:
+        check_may_change(principal, entry)
+        seen = self._shelf.tools[name].seen
+        if entry.builtin and (seen is None or seen.manifest is None or seen.builtin_manifest):
             raise ClawboxError(
                 Reason.WRONG_STATE,
                 "the tool {tool} ships with clawbox and is not in the tool folder; see sandbox.builtin_tools",
@@ -228,7 +236,7 @@ class Catalog:
         """Read the folder again, and what failed once more; the report holds what the principal may see."""
         before = {name: tool.seen for name, tool in self._shelf.tools.items() if not tool.entry.load_error}
         await self._shelf.reread()
-        visible = {name: tool for name, tool in self._shelf.tools.items() if _sees(principal, tool.entry)}
+        visible = {name: tool for name, tool in self._shelf.tools.items() if sees(principal, tool.entry)}
         failures = [
             LoadFailure(name, tool.entry.load_error, tool.entry.code is not None)
             for name, tool in visible.items()
@@ -257,7 +265,7 @@ class Catalog:
             raise invalid_field("start.size_bytes", "must be the size of the module in bytes", "minimum")
         if start.size_bytes > self._max_tool_bytes:
             raise _too_large(start.size_bytes, self._max_tool_bytes)
-        _check_may_publish(principal, start.published)
+        check_may_publish(principal, start.published)
         self._check_free(start, principal)
         if start.name in self._uploading:
             raise _exists(start.name)
@@ -272,27 +280,33 @@ class Catalog:
         tool = self._shelf.tools.get(start.name)
         if tool is None:
             return
-        if not start.replace or not _sees(principal, tool.entry):
+        if not start.replace or not sees(principal, tool.entry):
             raise _exists(start.name)
-        _check_may_change(principal, tool.entry)
+        check_may_change(principal, tool.entry)
 
-    async def _receive(self, start: UploadStart, chunks: AsyncIterator[bytes], staged: StagedFile) -> bytes:
-        received, digest = bytearray(), hashlib.sha256()
+    async def _compile(self, staged: StagedFile) -> Artifact:
+        async with self._in_memory:
+            binary = await self._to_its_end(asyncio.to_thread(staged.read))
+            return await self._compiler.compile(binary, timeout_ms=UPLOAD_TIMEOUT_MS)
+
+    async def _receive(self, start: UploadStart, chunks: AsyncIterator[bytes], staged: StagedFile) -> None:
+        # Straight to disk: hundreds of callers may take minutes over their uploads.
+        received, digest = 0, hashlib.sha256()
         async for chunk in chunks:
-            if len(received) + len(chunk) > start.size_bytes:
+            if received + len(chunk) > start.size_bytes:
                 raise ClawboxError(
                     Reason.INVALID_UPLOAD,
                     "the upload has more than the {size_bytes} bytes that it announced",
                     size_bytes=start.size_bytes,
                 )
-            received += chunk
+            received += len(chunk)
             digest.update(chunk)
             await self._to_its_end(asyncio.to_thread(staged.write, chunk))
-        if len(received) != start.size_bytes:
+        if received != start.size_bytes:
             raise ClawboxError(
                 Reason.INVALID_UPLOAD,
                 "the upload ended after {received_bytes} of {size_bytes} bytes",
-                received_bytes=len(received),
+                received_bytes=received,
                 size_bytes=start.size_bytes,
             )
         if start.sha256 and digest.hexdigest() != start.sha256.lower():
@@ -302,7 +316,6 @@ class Catalog:
                 received_sha256=digest.hexdigest(),
                 sha256=start.sha256.lower(),
             )
-        return bytes(received)
 
     async def _put(
         self, start: UploadStart, principal: Principal, staged: StagedFile, artifact: Artifact
@@ -379,33 +392,6 @@ class Catalog:
         except asyncio.CancelledError:
             await asyncio.wait([task])
             raise
-
-
-def _sees(principal: Principal, entry: ToolEntry) -> bool:
-    return entry.published or principal.is_admin or (entry.owner != "" and entry.owner == principal.name)
-
-
-def _check_may_change(principal: Principal, entry: ToolEntry) -> None:
-    if not principal.is_admin and not (entry.owner and entry.owner == principal.name):
-        raise ClawboxError(
-            Reason.SCOPE_MISSING,
-            "only its owner or an administrator (scope {scope}) may change the tool {tool}",
-            scope="*",
-            tool=entry.name,
-        )
-
-
-def _check_may_publish(principal: Principal, published: bool | None) -> None:  # noqa: FBT001
-    if published and not principal.is_admin:
-        raise ClawboxError(
-            Reason.SCOPE_MISSING, "only an administrator (scope {scope}) may publish a tool", scope="*"
-        )
-
-
-def _not_found(name: str) -> ClawboxError:
-    return ClawboxError(
-        Reason.TOOL_NOT_FOUND, "there is no tool {tool}", resource=("tool", name[:64]), tool=name[:64]
-    )
 
 
 def _exists(name: str) -> ClawboxError:

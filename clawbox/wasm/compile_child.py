@@ -1,10 +1,11 @@
-"""Compiles one WebAssembly binary in a process of its own: ``python -I -m clawbox.wasm.compile_child``.
+"""Compiles one WebAssembly binary in a process of its own, which ``clawbox.wasm.compiler`` starts.
 
-A compiler that reads hostile bytes is a parser with a large surface: 28 KB took 8.9 s and 834 MB (threats.md,
-90). So it is a fresh process with an empty environment and limits on memory and processor time, without
-network, privileges, or a way to open a file, before it reads the first byte. (Compiling after a fork hung.)
+A compiler that reads hostile bytes is a parser with a large surface: 28 KB took 8.9 s and 834 MB
+(docs/security.md, 90). So it is a fresh process with an empty environment and limits on memory and processor
+time, without network, privileges, or a way to open a file, before it reads the first byte. (Compiling after a
+fork hung.)
 
-The order is one JSON object in ``argv[1]``, :class:`Order`. The binary comes on descriptor 0. The answer on
+The order is one JSON object as the argument, :class:`Order`. The binary comes on descriptor 0. The answer on
 descriptor 1 is four bytes of length (big-endian), :class:`Answer` as JSON, and then the artifact.
 """
 
@@ -23,6 +24,12 @@ import wasmtime
 from wasmtime import component
 
 from clawbox.children import linux, seccomp
+from clawbox.children.confine import (
+    check_privileges,
+    close_descriptors,
+    drop_privileges,
+    limit_resources,
+)
 from clawbox.wasm.engine import engine_config
 from clawbox.wasm.interface import (
     COMPONENT_MAGIC,
@@ -44,8 +51,8 @@ class Order(msgspec.Struct, frozen=True):
     """Part of this program's own set-up: no limits, and as many threads as there are cores."""
     parent: int
     """Process id of the server: when it is gone, so is this process."""
-    uid: int
-    """Unprivileged user to become, where this process may."""
+    uid: int | None
+    """Unprivileged user and group to become, which no other process has; None keeps the server's."""
     data_bytes: int
     """RLIMIT_DATA: private memory."""
     cpu_seconds: int
@@ -73,9 +80,9 @@ def compile_binary(engine: wasmtime.Engine, binary: bytes) -> tuple[Abi, bytearr
     return check_module(engine, module), module.serialize()
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Take the order, give up everything that compiling does not need, compile, answer."""
-    order = msgspec.json.decode(sys.argv[1].encode(), type=Order)
+    order = msgspec.json.decode(arguments[0], type=Order)
     linux.set_process_name("clawbox-compile")
     config = engine_config()
     config.parallel_compilation = order.trusted
@@ -106,31 +113,28 @@ _WARM_UP = '(module (memory (export "memory") 1) (func (export "_start")))'
 
 
 def _confine(order: Order) -> None:
-    """No network, no privileges, no new programs, bounded memory and time; raises OSError."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    """No network, no privileges, no new programs, bounded memory and time.
+
+    Raises OSError and ConfinementError.
+    """
+    limit_resources(own_uid=order.uid is not None)
     resource.setrlimit(resource.RLIMIT_CPU, (order.cpu_seconds, order.cpu_seconds + 1))
     resource.setrlimit(resource.RLIMIT_DATA, (order.data_bytes, order.data_bytes))
     if linux.has_capability(linux.CAP_SYS_ADMIN):
         linux.unshare(linux.CLONE_NEWNET | linux.CLONE_NEWIPC)
-    if linux.has_capability(linux.CAP_SETGID):
-        os.setgroups([])
-        os.setresgid(order.uid, order.uid, order.uid)
-    if linux.has_capability(linux.CAP_SETUID):
-        os.setresuid(order.uid, order.uid, order.uid)
-    linux.drop_capabilities()
-    linux.prctl(linux.PR_SET_DUMPABLE, 0)
+    close_descriptors(())
+    drop_privileges(order.uid)
     linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
-    if any(linux.capabilities()):
-        raise OSError(errno.EPERM, "capabilities are left")
+    # After the uid changed, which sets it back to what fs.suid_dumpable says.
+    linux.prctl(linux.PR_SET_DUMPABLE, 0)
+    check_privileges(order.uid)
 
 
 def _filter_system_calls() -> None:
     architecture = seccomp.ARCHITECTURES.get(platform.machine())
     if architecture is None:
         raise OSError(errno.ENOSYS, f"no system call filter is known for {platform.machine()}")
-    # What was compiled is made executable before it is serialized, so mprotect stays whole here.
-    rules = [rule for rule in seccomp.compute_only(os.getpid()) if rule.call != "mprotect"]
-    seccomp.install(seccomp.build(architecture, [*rules, seccomp.Rule("mprotect")]))
+    seccomp.install(seccomp.build(architecture, seccomp.compiling(os.getpid())))
 
 
 def _one_line(text: str) -> str:
@@ -150,7 +154,3 @@ def _answer(answer: Answer, artifact: bytes | bytearray = b"") -> None:
         view = memoryview(part)
         while view:
             view = view[os.write(1, view) :]
-
-
-if __name__ == "__main__":
-    main()

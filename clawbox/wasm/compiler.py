@@ -17,7 +17,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, Self
 import msgspec
 import structlog
 
+from clawbox.children import program
+from clawbox.children.uids import UidRange, UidsExhaustedError
 from clawbox.config.running import default_cache_dir
 from clawbox.errors import ClawboxError, Reason
 from clawbox.wasm.cache import Artifact, ArtifactCache, CacheError
@@ -36,11 +38,10 @@ if TYPE_CHECKING:
 log = structlog.get_logger("clawbox.wasm.compiler")
 
 MEMORY_BYTES = 1 << 30
-"""Private memory of a process that compiles what is not trusted (threats.md, 90)."""
+"""Private memory of a process that compiles what is not trusted (docs/security.md, 90)."""
 DEFAULT_TIMEOUT_MS = 120_000
 UPLOAD_TIMEOUT_MS = 60_000
 """Most time that compiling an upload may take, whatever the server's setting."""
-NOBODY = 65534
 BUILTIN_FOLDER = Path(__file__).parent / "builtin"
 """The interpreters that ship: ``NAME.wasm`` and ``NAME.json``, built by set-up."""
 _MAX_HEAD = 16 << 10
@@ -78,8 +79,9 @@ class _Ended:
 class Compiler:
     """Compiles through a cache. An async context manager: leaving it kills what still compiles.
 
-    ``timeout_ms`` and ``memory_bytes`` bound what is not trusted; ``uid`` is the unprivileged user that a
-    server that is root gives it; ``parallel`` is how many binaries are compiled at once.
+    ``timeout_ms`` and ``memory_bytes`` bound what is not trusted; ``uids`` is the range from which each such
+    process has a uid of its own, None where it cannot have one; ``parallel`` is how many binaries are
+    compiled at once.
     """
 
     def __init__(
@@ -88,13 +90,13 @@ class Compiler:
         *,
         timeout_ms: int = DEFAULT_TIMEOUT_MS,
         memory_bytes: int = MEMORY_BYTES,
-        uid: int = NOBODY,
+        uids: UidRange | None = None,
         parallel: int = 2,
     ) -> None:
         self._cache = ArtifactCache(cache_dir)
         self._timeout_ms = timeout_ms
         self._memory_bytes = memory_bytes
-        self._uid = uid
+        self._uids = uids
         self._slots = asyncio.Semaphore(parallel)
         self._jobs: dict[tuple[str, bool], _Job] = {}
         self.stats = CompilerStats()
@@ -170,21 +172,42 @@ class Compiler:
         return artifact
 
     async def _compile_anew(self, digest: str, binary: bytes, allowed_ms: int, *, trusted: bool) -> Artifact:
-        order = Order(
-            trusted=trusted,
-            parent=os.getpid(),
-            uid=self._uid,
-            data_bytes=self._memory_bytes,
-            # A second more than the clock on the wall allows: the answer is the same, whichever is first.
-            cpu_seconds=math.ceil(allowed_ms / 1000) + 1,
-        )
-        ended = await _run_child(order, binary, timeout=None if trusted else allowed_ms / 1000)
+        with self._own_uid(trusted=trusted) as uid:
+            order = Order(
+                trusted=trusted,
+                parent=os.getpid(),
+                uid=uid,
+                data_bytes=self._memory_bytes,
+                # A second more than the clock on the wall allows: the answer is the same, whichever is first.
+                cpu_seconds=math.ceil(allowed_ms / 1000) + 1,
+            )
+            ended = await _run_child(order, binary, timeout=None if trusted else allowed_ms / 1000)
         answer, artifact = _read_answer(ended, allowed_ms, self._memory_bytes)
         if answer.abi is None:
             raise ClawboxError(
                 Reason.INVALID_MODULE, "the module cannot run here: {problem}", problem=answer.error
             )
         return await asyncio.to_thread(self._cache.store, digest, answer.abi, len(binary), artifact)
+
+    @contextlib.contextmanager
+    def _own_uid(self, *, trusted: bool) -> Iterator[int | None]:
+        """A uid that no other living child has, for as long as the context is entered."""
+        if trusted or self._uids is None:
+            yield None
+            return
+        try:
+            uid = self._uids.take()
+        except UidsExhaustedError:
+            raise ClawboxError(
+                Reason.SANDBOX_UNAVAILABLE,
+                "no sandbox can be started: {why}",
+                retry_after=1.0,
+                why="every uid of the configured range is in use",
+            ) from None
+        try:
+            yield uid
+        finally:
+            self._uids.give_back(uid)
 
 
 def _digest(binary: bytes) -> str:
@@ -194,11 +217,7 @@ def _digest(binary: bytes) -> str:
 async def _run_child(order: Order, binary: bytes, *, timeout: float | None) -> _Ended:  # noqa: ASYNC109
     """Run one compile process to its end; whatever happens here, it is dead and reaped afterwards."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-I",
-        "-m",
-        "clawbox.wasm.compile_child",
-        msgspec.json.encode(order).decode(),
+        *program.command("clawbox.wasm.compile_child", msgspec.json.encode(order).decode()),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

@@ -21,8 +21,8 @@ _SETTINGS: tuple[tuple[str, bool | int | str], ...] = (
     ("consume_fuel", True),
     ("epoch_interruption", True),
     ("max_wasm_stack", MAX_WASM_STACK),
-    # What a guest may be made of. A limit on memory is a limit on each memory (threats.md, 92), and every
-    # proposal that is not needed is machinery that an attacker could reach.
+    # What a guest may be made of. A limit on memory is a limit on each memory (docs/security.md, 92), and
+    # every proposal that is not needed is machinery that an attacker could reach.
     ("wasm_threads", False),
     ("shared_memory", False),
     ("wasm_memory64", False),
@@ -37,7 +37,8 @@ _SETTINGS: tuple[tuple[str, bool | int | str], ...] = (
     ("wasm_component_model", True),
     ("gc_support", False),
     # How it is compiled and instantiated. Compiling must not start threads: it happens where their number
-    # is limited (threats.md, 90). Linear memory begins as a private mapping of the artifact, page by page.
+    # is limited (docs/security.md, 90). Linear memory begins as a private mapping of the artifact, page by
+    # page.
     ("parallel_compilation", False),
     ("cranelift_opt_level", "speed"),
     ("memory_init_cow", True),

@@ -29,6 +29,7 @@ PREPARATION_FUEL: Final = 200_000
 _MAX_TABLES: Final = 64
 _BACKTRACE_CHARS: Final = 2048
 _MEMORY_SLACK_SHARE: Final = 16
+_NO_MEMORY: Final = "out of memory (failed to allocate "
 _OUT_OF_MEMORY_TYPE: Final = "MemoryError"
 
 _TRAPS: Final = {
@@ -169,6 +170,8 @@ def failed(error: Exception, *, instantiated: bool) -> Ended:
     if not instantiated and not isinstance(error, wasmtime.Trap) and text.endswith("exceeds memory limits"):
         # The store's own words about the module's declaration; no guest code has run.
         return Ended(Outcome.MEMORY_EXCEEDED, "the tool needs more memory to start than it may have")
+    if not instantiated and not isinstance(error, wasmtime.Trap) and text.startswith(_NO_MEMORY):
+        return Ended(Outcome.MEMORY_EXCEEDED, "the tool needs more tables to start than there is memory for")
     message = f"trap: {cause or 'unknown'}"
     if backtrace:
         message += "\n" + backtrace.strip()[:_BACKTRACE_CHARS]
@@ -212,12 +215,14 @@ def error_message(text: str) -> tuple[str, bool]:
             kind = str(error.get("type") or "")
             detail = str(error.get("message") or "")
             message = f"{kind}: {detail}" if kind and detail else kind or detail or text
-    return message[:MAX_MESSAGE_CHARS], kind == _OUT_OF_MEMORY_TYPE
+    # The escapes of JSON can name half of a surrogate pair, which no message can carry.
+    message = message[:MAX_MESSAGE_CHARS].encode("utf-8", "replace").decode()
+    return message, kind == _OUT_OF_MEMORY_TYPE
 
 
 def near_limit(memory_bytes: int, limit: int) -> bool:
     """Whether a run that failed with so much memory probably failed for want of more.
 
-    A failed ``memory.grow`` gives no signal (threats.md, 92), and a guest asks for more than is left.
+    A failed ``memory.grow`` gives no signal (docs/security.md, 92), and a guest asks for more than is left.
     """
     return memory_bytes >= limit - max(limit // _MEMORY_SLACK_SHARE, 1 << 20)

@@ -10,40 +10,16 @@ from __future__ import annotations
 import ctypes
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
 import wasmtime
 from wasmtime import component
 
+from clawbox.wasm import interface
 from clawbox.wasm.model import Level
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 MAX_REQUEST_BYTES: Final = 4 << 20
 """Largest request of one ``host_call``."""
-
-HOST_INSTANCE: Final = "clawbox:tool/host@1.0.0"
-
-ALLOWED_IMPORTS: Final[Mapping[str, frozenset[str] | None]] = {
-    "wasi_snapshot_preview1": None,
-    "clawbox": frozenset({"host_call", "host_call_read"}),
-}
-"""Module name → the functions that a core module may import from it; None: whatever the linker has."""
-
-ALLOWED_COMPONENT_IMPORTS: Final = (
-    HOST_INSTANCE,
-    "wasi:cli/",
-    "wasi:clocks/",
-    "wasi:filesystem/",
-    "wasi:io/",
-    "wasi:random/",
-    "wasi:sockets/",
-)
-"""What the names of instances that a component imports must begin with.
-
-``wasi:http`` is not here: it would go around the sidecar. Files and sockets are linked because language
-runtimes import them, but there are none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,16 +199,17 @@ class Host:
         linker.define_wasi()
         i32 = wasmtime.ValType.i32()
         call = wasmtime.FuncType([i32, i32, i32, i32], [i32])
-        linker.define_func("clawbox", "host_call", call, self._host_call, access_caller=True)
+        where = interface.CLAWBOX_MODULE
+        linker.define_func(where, "host_call", call, self._host_call, access_caller=True)
         read = wasmtime.FuncType([i32, i32, i32], [i32])
-        linker.define_func("clawbox", "host_call_read", read, self._host_call_read, access_caller=True)
+        linker.define_func(where, "host_call_read", read, self._host_call_read, access_caller=True)
         return linker
 
     def component_linker(self, engine: wasmtime.Engine) -> component.Linker:
         """A linker with everything that a component may import."""
         linker = component.Linker(engine)
         linker.add_wasip2()
-        with linker.root() as root, root.add_instance(HOST_INSTANCE) as host:
+        with linker.root() as root, root.add_instance(interface.CLAWBOX_HOST) as host:
             host.add_func("log", self._log)
             host.add_func("http-request", self._http_request)
             host.add_func("call", self._call)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 import wasmtime
+from wasmtime import _ffi as ffi
 from wasmtime import component
 
 from clawbox.wasm.model import Abi
@@ -48,6 +49,9 @@ WASI_INTERFACES = frozenset(
     f"wasi:{package}/{name}" for package, names in _WASI_INTERFACES.items() for name in names.split()
 )
 """What components may import from WASI, at any version 0.2.x."""
+MAX_NAMES = 1000
+"""Imports, and exports, of a tool. For each of a component's, the runtime looks at all before it; and the
+forkserver, which everybody waits for, looks again."""
 _WASI_NAME = re.compile(r"(wasi:[a-z-]+/[a-z-]+)@0\.2\.\d{1,3}")
 _COMMAND_RUN = re.compile(r"wasi:cli/run@0\.2\.\d{1,3}")
 
@@ -61,6 +65,7 @@ def check_module(engine: wasmtime.Engine, module: wasmtime.Module) -> Abi:
     linker = wasmtime.Linker(engine)
     linker.define_wasi()
     store = wasmtime.Store(engine)
+    _check_number(len(module.imports), len(module.exports))
     for wanted in module.imports:
         where, name, kind = wanted.module, wanted.name or "", _spell_core(wanted.type)
         provided = None
@@ -89,6 +94,10 @@ def check_module(engine: wasmtime.Engine, module: wasmtime.Module) -> Abi:
 def check_component(engine: wasmtime.Engine, compiled: component.Component) -> Abi:
     """The ABI of a component; raises InterfaceError."""
     kind = compiled.type
+    _check_number(
+        ffi.wasmtime_component_type_import_count(kind.ptr(), engine.ptr()),
+        ffi.wasmtime_component_type_export_count(kind.ptr(), engine.ptr()),
+    )
     for name, extern in kind.imports(engine).items():
         item = extern.ty
         if name == CLAWBOX_HOST and isinstance(item, component.ComponentInstanceType):
@@ -113,6 +122,7 @@ def check_component(engine: wasmtime.Engine, compiled: component.Component) -> A
 
 
 def _check_host(engine: wasmtime.Engine, host: component.ComponentInstanceType) -> None:
+    _check_number(ffi.wasmtime_component_instance_type_export_count(host.ptr(), engine.ptr()), 0)
     for name, extern in host.exports(engine).items():
         item = extern.ty
         if not isinstance(item, component.FuncType):
@@ -124,6 +134,12 @@ def _check_host(engine: wasmtime.Engine, host: component.ComponentInstanceType) 
             raise InterfaceError(
                 f"imports {CLAWBOX_HOST}#{name} as {_spell(item)}; clawbox provides {provided}"
             )
+
+
+def _check_number(imports: int, exports: int) -> None:
+    for number, what in ((imports, "imports"), (exports, "exports")):
+        if number > MAX_NAMES:
+            raise InterfaceError(f"has {number} {what}; the most is {MAX_NAMES}")
 
 
 def _spell_core(kind: object) -> str:

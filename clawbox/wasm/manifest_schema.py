@@ -3,10 +3,16 @@
 The schema must be a valid one of a known draft, of bounded depth and size, and complete in itself: every
 ``$ref`` points into the same document and at something that is there. Values are checked against it
 elsewhere, in the worker, because a pattern can take seconds.
+
+Checking runs in this process, so it has a time of its own: a pattern of a few bytes that names all of Unicode
+takes milliseconds to compile, and thousands of anchors take a look at everything each.
 """
 
 from __future__ import annotations
 
+import re
+import time
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import referencing
@@ -19,6 +25,7 @@ from jsonschema import (
     Draft7Validator,
     Draft201909Validator,
     Draft202012Validator,
+    FormatChecker,
 )
 
 if TYPE_CHECKING:
@@ -27,6 +34,10 @@ if TYPE_CHECKING:
 MAX_DEPTH = 64
 MAX_NODES = 20_000
 MAX_PROBLEMS = 50
+MAX_PATTERN = 1000
+"""Characters of a regular expression."""
+MAX_SECONDS = 2.0
+"""How long checking may take. Nothing of it is more than MAX_PATTERN characters away from the next look."""
 DEFAULT_DRAFT = "https://json-schema.org/draft/2020-12/schema"
 _DRAFTS = {
     DEFAULT_DRAFT: Draft202012Validator,
@@ -36,6 +47,8 @@ _DRAFTS = {
     "http://json-schema.org/draft-04/schema": Draft4Validator,
     "http://json-schema.org/draft-03/schema": Draft3Validator,
 }
+# Flags in a pattern are Python's, not JSON Schema's; with (?i) classes take far longer to compile.
+_INLINE_FLAGS = re.compile(r"\(\?[aiLmsux-]")
 _REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
 
 
@@ -58,18 +71,48 @@ def schema_problems(schema: dict[str, Any]) -> list[tuple[str, str]]:
     validator = _DRAFTS.get(draft.removesuffix("#")) if isinstance(draft, str) else None
     if validator is None:
         return [*problems, ("/$schema", f"unknown draft; known are {', '.join(_DRAFTS)}")]
+    deadline = time.monotonic() + MAX_SECONDS
     try:
-        metaschema = validator(validator.META_SCHEMA, format_checker=validator.FORMAT_CHECKER)
+        metaschema = validator(validator.META_SCHEMA, format_checker=_patterns_only(deadline))
         for error in metaschema.iter_errors(schema):
             problems.append((pointer(tuple(error.absolute_path)), error.message[:300]))
             if len(problems) >= MAX_PROBLEMS:
                 break
         if not problems:
-            problems += _dangling(schema, draft)
+            problems += islice(_dangling(schema, draft, deadline), MAX_PROBLEMS)
+    except _TooSlowError:
+        problems.append(("", f"takes more than {MAX_SECONDS:g} s to check"))
     except (ArithmeticError, RecursionError, ValueError, TypeError, AttributeError, LookupError) as error:
         # The validator's own limits: a pattern with too many repeats, a reference that goes round in circles.
         problems.append(("", f"cannot be checked ({type(error).__name__})"))
     return problems[:MAX_PROBLEMS]
+
+
+class _TooSlowError(Exception):
+    pass
+
+
+def _check_time(deadline: float) -> None:
+    if time.monotonic() > deadline:
+        raise _TooSlowError
+
+
+def _patterns_only(deadline: float) -> FormatChecker:
+    """Checks the one format of metaschemas that matters here: that a pattern is one that Python compiles."""
+    checker = FormatChecker(formats=())
+
+    @checker.checks("regex", raises=(re.error, ValueError))
+    def is_pattern(value: object) -> bool:
+        if isinstance(value, str):
+            if len(value) > MAX_PATTERN:
+                raise ValueError(f"longer than {MAX_PATTERN} characters")
+            if _INLINE_FLAGS.search(value):
+                raise ValueError("flags are not part of JSON Schema")
+            _check_time(deadline)
+            re.compile(value)
+        return True
+
+    return checker
 
 
 def _walk(value: object) -> Iterator[tuple[tuple[str | int, ...], object]]:
@@ -83,19 +126,21 @@ def _walk(value: object) -> Iterator[tuple[tuple[str | int, ...], object]]:
             stack += [((*path, index), child) for index, child in enumerate(node)]
 
 
-def _dangling(schema: dict[str, Any], draft: str) -> Iterator[tuple[str, str]]:
+def _dangling(schema: dict[str, Any], draft: str, deadline: float) -> Iterator[tuple[str, str]]:
     """References that lead nowhere. The registry has no way to fetch, so nothing is ever asked for."""
     specification = referencing.jsonschema.specification_with(draft)
     root = specification.create_resource(schema)
-    registry: referencing.Registry[Any] = referencing.Registry().with_resource(root.id() or "", root)
+    registry: referencing.Registry[Any] = referencing.Registry().with_resource(root.id() or "", root).crawl()
     stack = [(root, registry.resolver_with_root(root))]
     while stack:
+        _check_time(deadline)
         resource, resolver = stack.pop()
         contents = resource.contents
         if isinstance(contents, dict):
             for keyword in _REFERENCES:
                 target = contents.get(keyword)
                 if isinstance(target, str):
+                    _check_time(deadline)
                     try:
                         resolver.lookup(target)
                     except referencing.exceptions.Unresolvable:

@@ -7,9 +7,11 @@ run's own limits.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
-from clawbox.wasm.model import (  # noqa: TC001 - msgspec reads the types
+from clawbox.wasm.model import (
     Abi,
     Level,
     Limits,
@@ -25,6 +27,14 @@ MAX_MESSAGE_CHARS = 4096
 """Longest text in which a worker says what went wrong."""
 
 MAX_VIOLATIONS = 20
+
+_MAX_ENTRIES = 1000
+_MAX_TRUNCATIONS = 3
+
+_DATA_ALLOWANCE = 64 << 20
+"""Memory of a worker beside what the guest holds: copies of small inputs and outputs, thread stacks."""
+_HOST_COPIES = 3
+"""How often what a guest returns exists outside of it for a moment, while it is lifted and checked."""
 
 FRAME_ALLOWANCE_BYTES = 256 << 10
 """What a frame of a worker may hold beside the bytes that the limits of a run count."""
@@ -50,6 +60,10 @@ class Written(msgspec.Struct, frozen=True, array_like=True):
     data: bytes
 
 
+MAX_PIECES = 256
+"""Most :class:`Written` in one message; neighbours are of different streams, and none is empty."""
+
+
 class Logged(msgspec.Struct, frozen=True, array_like=True):
     """An entry that a run logged, and when, in microseconds since its start."""
 
@@ -62,17 +76,24 @@ class Ready(msgspec.Struct, frozen=True, tag="ready", array_like=True):
     """Worker to control: confined, and waiting for a run."""
 
 
+Pieces = Annotated[list[Written], msgspec.Meta(max_length=MAX_PIECES)]
+Entries = Annotated[list[Logged], msgspec.Meta(max_length=_MAX_ENTRIES)]
+Violations = Annotated[list[Violation], msgspec.Meta(max_length=MAX_VIOLATIONS)]
+Truncations = Annotated[list[tuple[OutputStream, int]], msgspec.Meta(max_length=_MAX_TRUNCATIONS)]
+ExitCode = Annotated[int, msgspec.Meta(ge=-(1 << 31), le=(1 << 31) - 1)]
+
+
 class Wrote(msgspec.Struct, frozen=True, tag="wrote", array_like=True):
     """Worker to control: what the run wrote and logged since the last message, each stream in order."""
 
-    written: list[Written]
-    logged: list[Logged]
+    written: Pieces
+    logged: Entries
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused", array_like=True):
     """Worker to control: the parameters break the input schema; nothing ran."""
 
-    violations: list[Violation]
+    violations: Violations
 
 
 class Done(msgspec.Struct, frozen=True, tag="done", array_like=True):
@@ -82,16 +103,16 @@ class Done(msgspec.Struct, frozen=True, tag="done", array_like=True):
     message: str
     output: bytes | None
     """What a component returned; None where stdout is the output."""
-    written: list[Written]
-    logged: list[Logged]
-    truncated: list[tuple[OutputStream, int]]
-    exit_code: int | None
+    written: Pieces
+    logged: Entries
+    truncated: Truncations
+    exit_code: ExitCode | None
     trapped: bool
     """It did not end by itself: this worker serves no further run."""
     bloated: bool
     """The worker kept memory that it should have given back."""
     prepares: bool
-    """The worker makes the next instance now, and says Prepared when it is done."""
+    """The worker frees this instance and makes the next one now, and says Prepared when it is done."""
     fuel_consumed: int
     peak_memory_bytes: int
     host_calls: int
@@ -100,6 +121,9 @@ class Done(msgspec.Struct, frozen=True, tag="done", array_like=True):
 
 class Prepared(msgspec.Struct, frozen=True, tag="prepared", array_like=True):
     """Worker to control: the next instance of what ran last stands ready, or could not be made."""
+
+    bloated: bool
+    """As in :class:`Done`, which came before the last instance was freed."""
 
 
 FromWorker = Ready | Wrote | Refused | Done | Prepared
@@ -110,6 +134,12 @@ class ArtifactSpec(msgspec.Struct, frozen=True):
 
     abi: Abi
     path: str
+
+
+def data_allowance(limits: Limits, params_bytes: int) -> int:
+    """Private memory that a worker may have for a run beside what it had before (docs/security.md, 92)."""
+    streams = limits.stdout_bytes + limits.stderr_bytes + limits.log_bytes
+    return (1 + _HOST_COPIES) * limits.memory_bytes + 4 * streams + 8 * params_bytes + _DATA_ALLOWANCE
 
 
 def frame_limit(limits: Limits) -> int:

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import re
-from bisect import bisect_right
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from clawbox import json_text
 from clawbox.egress.shapes import OUTPUT_PATTERNS, Kind, Match, Pattern, PatternSet
+from clawbox.wasm.escapes import unescape, unescape_quickly
 from clawbox.wasm.model import LogEntry, Outcome, OutputChunk, OutputStream, RunEvent, RunResult
 
 if TYPE_CHECKING:
@@ -28,22 +27,13 @@ if TYPE_CHECKING:
 REDACTED = "[REDACTED]"
 HOLD_BYTES = 4096
 """What a stream holds back without a line feed: at least this, at most twice this much. A constant, whatever
-the text: what is held must tell nothing about it (threats.md, 67)."""
+the text: what is held must tell nothing about it (docs/security.md, 67)."""
 
 _CONTEXT_BYTES = 1024  # of what a stream already gave, so that a match may begin before a line feed
 _INLINE_BYTES = 32 << 10  # searched at 200 MB/s: below this, a thread costs more than it saves
 _MAX_PLACES = 100
 _MAX_LOCATION = 512
 _REDACTED = REDACTED.encode()
-_ESCAPE = re.compile(rb"""\\(?:u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2}|[nrtbf"'\\/])""")
-_NAMED_ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"b": b"\b", b"f": b"\f"}
-# First the escaped backslash, so that every other one begins an escape; no pattern has a backslash or NUL.
-_QUICK_ESCAPES = (
-    (b"\\\\", b"\0"),
-    *((b"\\" + letter, plain) for letter, plain in _NAMED_ESCAPES.items()),
-    *((b"\\" + char, char) for char in (b'"', b"'", b"/")),
-)
-_ASCII_ESCAPE = re.compile(rb"\\(?:u00|x)[0-7][0-9a-fA-F]")
 
 
 class OutputForm(enum.Enum):
@@ -145,8 +135,8 @@ class OutputScanner:
     def matches(self, data: bytes) -> list[Match]:
         """Every occurrence in a text, as it is spelled and with its escapes resolved, by position."""
         found = self._patterns.find(data)
-        if b"\\" in data and self._patterns.found_in(_unescape_quickly(data)):
-            plain, back = _unescape(data)
+        if b"\\" in data and self._patterns.found_in(unescape_quickly(data)):
+            plain, back = unescape(data)
             found = sorted({*found, *(back.match(match) for match in self._patterns.find(plain))}, key=_span)
         return found
 
@@ -350,67 +340,6 @@ class _KeyNames:
         place = (tuple(path[:-1]), name)
         self._taken[place] += 1
         return name if self._taken[place] == 1 else f"{name} {self._taken[place]}"
-
-
-class _BackMap:
-    """Positions in a text whose escapes were resolved, as positions in the text as it was spelled."""
-
-    def __init__(self) -> None:
-        self.plain_starts: list[int] = []
-        self.plain_ends: list[int] = []
-        self.raw_starts: list[int] = []
-        self.raw_ends: list[int] = []
-
-    def start(self, position: int) -> int:
-        index = bisect_right(self.plain_starts, position) - 1
-        if index < 0:
-            return position
-        if position < self.plain_ends[index]:
-            return self.raw_starts[index]
-        return self.raw_ends[index] + position - self.plain_ends[index]
-
-    def match(self, match: Match) -> Match:
-        # The end is where the last byte's own spelling ends.
-        last = match.end - 1
-        index = bisect_right(self.plain_starts, last) - 1
-        within = index >= 0 and last < self.plain_ends[index]
-        end = self.raw_ends[index] if within else self.start(last) + 1
-        return Match(self.start(match.start), end, match.pattern)
-
-
-def _unescape_quickly(data: bytes) -> bytes:
-    """The text with its escapes resolved as far as patterns can see: enough to know whether there is a match.
-
-    A text of nothing but escapes must not hold up the loop, as the other way would.
-    """
-    for escape, plain in _QUICK_ESCAPES:
-        data = data.replace(escape, plain)
-    if b"\\u00" in data or b"\\x" in data:
-        data = _ASCII_ESCAPE.sub(lambda escape: bytes((int(escape[0][-2:], 16),)), data)
-    return data
-
-
-def _unescape(data: bytes) -> tuple[bytes, _BackMap]:
-    back = _BackMap()
-    parts: list[bytes] = []
-    kept = length = 0
-    for escape in _ESCAPE.finditer(data):
-        start, end = escape.span()
-        body = data[start + 1 : end]
-        if len(body) > 1:
-            plain = chr(int(body[1:], 16)).encode(errors="replace")
-        else:
-            plain = _NAMED_ESCAPES.get(body, body)
-        parts += (data[kept:start], plain)
-        length += start - kept
-        back.plain_starts.append(length)
-        length += len(plain)
-        back.plain_ends.append(length)
-        back.raw_starts.append(start)
-        back.raw_ends.append(end)
-        kept = end
-    parts.append(data[kept:])
-    return b"".join(parts), back
 
 
 def _form(output: bytes) -> OutputForm:

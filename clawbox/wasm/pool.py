@@ -29,6 +29,7 @@ from clawbox.errors import ClawboxError, Reason
 from clawbox.wasm.call import Call
 from clawbox.wasm.messages import (
     FRAME_ALLOWANCE_BYTES,
+    MAX_CONTROL_FRAME_BYTES,
     MAX_VIOLATIONS,
     ArtifactSpec,
     Done,
@@ -37,12 +38,13 @@ from clawbox.wasm.messages import (
     Ready,
     Refused,
     Wrote,
+    data_allowance,
     frame_limit,
 )
-from clawbox.wasm.model import InvalidInputError, OnEvent, Outcome, Run, RunResult, ToolCode
+from clawbox.wasm.model import InvalidInputError, Limits, OnEvent, Outcome, Run, RunResult, ToolCode
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
     from types import TracebackType
 
     from clawbox.children.uids import UidRange
@@ -53,6 +55,7 @@ T = TypeVar("T")
 
 KIND: Final = "clawbox.wasm.worker:KIND"
 CALLS_PER_WORKER: Final = 1000
+MAX_MEMORY_BYTES: Final = 1 << 30
 GRACE_SECONDS: Final = 0.1
 """How much longer than its limit a run may take before its worker is killed; the worker ends most itself."""
 OVERDUE_SECONDS: Final = 0.025
@@ -145,6 +148,7 @@ class _Worker:
             _log.warning("worker %d broke the protocol and is killed: %s", self.child.pid, error)
         self._channel_ended = True
         self.child.kill()
+        self._pool.broken(self)
         self._check_gone()
 
     def _check_gone(self) -> None:
@@ -157,7 +161,8 @@ class WorkerPool:
     """Runs tools in workers while entered. Leaving ends every worker and every run.
 
     ``workers`` are kept warm (0: as many as there are cores); at most ``max_concurrent`` calls run at once.
-    ``uids`` is None where workers cannot have uids of their own.
+    ``uids`` is None where workers cannot have uids of their own. ``max_memory_bytes`` is the largest
+    ``Limits.memory_bytes`` of any run: no worker can ever allow itself much more.
     """
 
     def __init__(
@@ -166,12 +171,13 @@ class WorkerPool:
         workers: int,
         max_concurrent: int,
         uids: UidRange | None,
+        max_memory_bytes: int = MAX_MEMORY_BYTES,
         observer: PoolObserver | None = None,
     ) -> None:
         self._size = min(workers or os.cpu_count() or 1, max_concurrent)
         self._max = max_concurrent
         self._observer = observer
-        self._launcher = Launcher(KIND, uids, self._dispatch)
+        self._launcher = Launcher(KIND, uids, self._dispatch, data_bytes=_data_bytes(max_memory_bytes))
         self._spare: list[_Worker] = []
         self._idle: list[_Worker] = []  # longest idle first
         self._busy: set[_Worker] = set()
@@ -185,6 +191,9 @@ class WorkerPool:
         self._open = False
         self._start_failures = 0
         self._resume_at = 0.0
+        self._failing = False
+        self._available = True
+        self._watchers: list[Callable[[bool], None]] = []
         self._started_total = 0
         self._lost_total = 0
 
@@ -230,6 +239,14 @@ class WorkerPool:
         """What confines the workers on this machine, and what does not."""
         return probe(self._launcher.status)
 
+    def watch_availability(self, tell: Callable[[bool], None]) -> None:
+        """Tell whether calls can be served, now and whenever it changes.
+
+        They cannot while no worker is ready and none can be started.
+        """
+        self._watchers.append(tell)
+        tell(self._available)
+
     async def preload(self, code: ToolCode) -> None:
         """Have workers that are started from now on know ``code``, so that its first call need not wait.
 
@@ -272,7 +289,7 @@ class WorkerPool:
         now = self._loop.time()
         best: _Worker | None = None
         for worker in self._idle:
-            if worker.owner != call.run.owner or call.digest not in worker.child.loaded:
+            if worker.owner != call.run.owner or not _can_run(worker, call):
                 continue
             if worker.preparing_since is not None and now - worker.preparing_since > _SKIP_PREPARING_SECONDS:
                 continue
@@ -280,7 +297,7 @@ class WorkerPool:
                 best = worker
         if best is not None or not self._may_take_spare(call, now):
             return best
-        return next((spare for spare in self._spare if call.digest in spare.child.loaded), None)
+        return next((spare for spare in self._spare if _can_run(spare, call)), None)
 
     def _may_take_spare(self, call: Call, now: float) -> bool:
         busy = len(self._busy)
@@ -422,6 +439,10 @@ class WorkerPool:
             return
         self._spare.append(worker)
         self._started_total += 1
+        if self._failing:
+            self._failing = False
+            _log.warning("workers can be started again")
+            self._reconsider()
         if self._observer is not None:
             self._observer.worker_started()
 
@@ -444,13 +465,23 @@ class WorkerPool:
                 self._rest(worker, prepares=False)
                 call.fail(InvalidInputError(tuple(violations[:MAX_VIOLATIONS])))
                 self._dispatch_if_waiting()
-            case Prepared() if worker.preparing is not None:
+            case Prepared(bloated) if worker.preparing is not None:
                 worker.preparing.cancel()
                 worker.preparing = worker.preparing_since = None
+                if bloated and worker in self._idle:
+                    self._retire(worker)
+                elif bloated:
+                    worker.calls = CALLS_PER_WORKER  # the call that it got meanwhile is its last
             case Ready() if not worker.ready.done():
                 worker.ready.set_result(True)
+            case Ready() if worker.ready.cancelled():
+                pass  # whoever waited for it went away, and it is being killed
             case _:
                 raise FrameError(f"{type(message).__name__} out of turn")
+
+    def broken(self, worker: _Worker) -> None:
+        """A worker's channel ended: it is dying, and must not get another call before that is known."""
+        self._forget(worker)
 
     def worker_gone(self, worker: _Worker) -> None:
         """A worker is dead, and everything that it said was read."""
@@ -470,6 +501,7 @@ class WorkerPool:
                 self._start_failed()
         if self._observer is not None:
             self._observer.worker_ended(worker.why)
+        self._reconsider()
         self._dispatch()
 
     def _released(self, worker: _Worker, call: Call) -> None:
@@ -535,13 +567,23 @@ class WorkerPool:
 
     def _pause(self, why: str, seconds: float) -> ClawboxError:
         """Start nothing for a while, and keep nobody waiting for it."""
-        _log.error("no worker can be started for %.1f s: %s", seconds, why)
+        if not self._failing:
+            self._failing = True
+            _log.error("no worker can be started; it is tried again and again: %s", why)
+        self._reconsider()
         self._resume_at = self._loop.time() + seconds
         self._loop.call_later(seconds, self._dispatch)
         error = _unavailable(why, seconds)
         for call in self._take_waiting():
             call.fail(error)
         return error
+
+    def _reconsider(self) -> None:
+        available = not self._failing or bool(self._spare or self._idle or self._busy)
+        if available is not self._available and self._open:
+            self._available = available
+            for tell in self._watchers:
+                tell(available)
 
     def _take_waiting(self, digest: str | None = None) -> list[Call]:
         """Take the calls (of one tool) that wait out of the queue."""
@@ -568,6 +610,16 @@ class WorkerPool:
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         return task
+
+
+def _data_bytes(max_memory_bytes: int) -> int:
+    """The hard limit of a worker: what the largest run may need, and an instance that was prepared for it."""
+    largest = Limits(timeout_ms=1, fuel=1, memory_bytes=max_memory_bytes)
+    return data_allowance(largest, MAX_CONTROL_FRAME_BYTES) + max_memory_bytes
+
+
+def _can_run(worker: _Worker, call: Call) -> bool:
+    return call.digest in worker.child.loaded and not worker.child.orphaned
 
 
 def _lost(worker: _Worker, call: Call, now: float) -> RunResult:

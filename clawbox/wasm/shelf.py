@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -50,6 +50,9 @@ _TABLE_ELEMENTS = {Abi.COMMAND_MODULE: 10_000, Abi.COMPONENT: 100_000, Abi.COMMA
 OnLoad = Callable[[str, float], None]
 """Told ``loaded`` or ``refused``, and the seconds that it took, for each version of each tool."""
 
+Preload = Callable[[ToolCode], Awaitable[None]]
+"""Makes a tool known to those who will run it, so that its first call need not wait."""
+
 
 @dataclass(slots=True)
 class Shelved:
@@ -78,7 +81,9 @@ class Shelf:
         find_principal: Callable[[str], Principal | None],
         watch: bool,
         on_load: OnLoad,
+        preload: Preload | None,
     ) -> None:
+        self._preload = preload
         self._folder = folder
         self._owners = owners
         self._compiler = compiler
@@ -313,6 +318,14 @@ class Shelf:
         tool.entry, tool.seen = entry, sighting
         tool.settled.set()
         log.info("tool_in_service", tool=name, digest=artifact.digest, abi=artifact.abi.value)
+        if self._preload is not None and entry.code is not None:
+            self._spawn(self._make_known(self._preload, entry.code))
+
+    async def _make_known(self, preload: Preload, code: ToolCode) -> None:
+        try:
+            await preload(code)
+        except ClawboxError as error:  # then the first call says so, or goes better
+            log.warning("tool_not_preloaded", tool=code.name, why=str(error))
 
     def _refuse(self, name: str, tool: Shelved, sighting: Sighting | None, why: str) -> None:
         in_service = tool.entry.code is not None

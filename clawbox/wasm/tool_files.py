@@ -207,7 +207,7 @@ class StagedFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
 
     def __enter__(self) -> Self:
         """The file itself."""
@@ -224,6 +224,12 @@ class StagedFile:
         view = memoryview(data)
         while view:
             view = view[os.write(self._descriptor, view) :]
+
+    def read(self) -> bytes:
+        """All that was written; raises OSError."""
+        with os.fdopen(os.dup(self._descriptor), "rb") as file:
+            file.seek(0)
+            return file.read()
 
     def move_to(self, target: Path) -> None:
         """Make it durable and put it in place of ``target``; raises OSError."""

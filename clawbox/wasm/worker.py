@@ -6,7 +6,6 @@ child, which is confined already: it can open nothing, and whatever is needed mu
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import threading
@@ -20,7 +19,7 @@ from wasmtime import component
 
 from clawbox.children.channel import BlockingChannel, ChannelClosedError
 from clawbox.children.kind import LoadError
-from clawbox.children.linux import Timer
+from clawbox.children.linux import Timer, read_statm
 from clawbox.wasm import schema
 from clawbox.wasm.artifacts import Artifact, Artifacts, CommandModule
 from clawbox.wasm.capture import Capture
@@ -36,18 +35,23 @@ from clawbox.wasm.messages import (
     Ready,
     Refused,
     RunFrame,
+    data_allowance,
 )
-from clawbox.wasm.model import Limits, Outcome, OutputStream
+from clawbox.wasm.model import Abi, Limits, Outcome, OutputStream
 
-_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
-_DATA_ALLOWANCE: Final = 64 << 20
-"""Memory of a worker beside what the guest holds: copies of small inputs and outputs, thread stacks."""
-_HOST_COPIES: Final = 3
-"""How often what a guest returns exists outside of it for a moment, while it is lifted and checked."""
 _BLOAT: Final = 16 << 20
 """A worker that keeps so much more memory than it had when it began is replaced."""
 _FLUSH_SECONDS: Final = 0.05
 _STREAM_FLUSH_SECONDS: Final = 0.01
+_WARM_UP: Final = RunFrame(
+    digest="",
+    abi=Abi.COMMAND_MODULE,
+    params=b"{}",
+    limits=Limits(timeout_ms=5000, fuel=1_000_000, memory_bytes=1 << 20),
+    streamed=False,
+    input_schema=None,
+    output_schema=None,
+)
 
 
 class _Clock(threading.Thread):
@@ -102,11 +106,11 @@ class _Memory:
         self.descriptor = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
 
     def data_bytes(self) -> int:
-        return int(os.pread(self.descriptor, 128, 0).split()[5]) * _PAGE
+        return read_statm(self.descriptor)[1]
 
     def allow(self, extra: int) -> None:
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        resource.setrlimit(resource.RLIMIT_DATA, (self.data_bytes() + extra, hard))
+        resource.setrlimit(resource.RLIMIT_DATA, (min(self.data_bytes() + extra, hard), hard))
 
 
 class _Prepared:
@@ -121,17 +125,16 @@ class _Prepared:
         self.base = base
 
 
-def _allowance(frame: RunFrame) -> int:
-    limits = frame.limits
-    streams = limits.stdout_bytes + limits.stderr_bytes + limits.log_bytes
-    return (1 + _HOST_COPIES) * limits.memory_bytes + 4 * streams + 8 * len(frame.params) + _DATA_ALLOWANCE
-
-
 class _Worker:
     """The loop of one child."""
 
     def __init__(
-        self, engine: wasmtime.Engine, artifacts: Artifacts, host: Host, channel: int, memory: _Memory
+        self,
+        engine: wasmtime.Engine,
+        artifacts: Artifacts,
+        host: Host,
+        channel: int,
+        memory: _Memory,
     ) -> None:
         self._engine = engine
         self._artifacts = artifacts
@@ -143,10 +146,12 @@ class _Worker:
         self._memory = memory
         self._memory_at_start = memory.data_bytes()
         self._prepared: _Prepared | None = None
+        self._finished: Guest | None = None
         self._unpreparable: set[str] = set()
 
     def serve(self) -> None:
         self._clock.start()
+        self._warm_up()
         self._channel.send(Ready())
         while True:
             try:
@@ -154,10 +159,31 @@ class _Worker:
                 done = self._run(frame)
                 self._channel.send(done)
                 if isinstance(done, Done) and done.prepares:
-                    self._prepare(frame)
-                    self._channel.send(Prepared())
+                    self._channel.send(Prepared(bloated=self._prepare(frame)))
             except ChannelClosedError:
                 return
+
+    def _warm_up(self) -> None:
+        """Run what is this program's own, never a principal's tool (docs/security.md, 65)."""
+        limits = _WARM_UP.limits
+        for artifact in self._artifacts.own:
+            capture = Capture(
+                limits,
+                streamed=False,
+                keep_output=False,
+                send=lambda _: None,
+                stop=self._engine.increment_epoch,
+            )
+            session = Session(limits.host_calls, limits.log_bytes, self._egress, capture.log)
+            guest = Guest(self._artifacts, artifact, limits, limits.fuel)
+            self._clock.begin(capture, limits.timeout_ms / 1000, streamed=False)
+            try:
+                self._call(guest, artifact, _WARM_UP, None, capture=capture, session=session)
+            finally:
+                self._clock.end()
+                self._host.session = None
+                guest.close()
+        self._memory_at_start = self._memory.data_bytes()
 
     def _run(self, frame: RunFrame) -> Done | Refused:
         began = time.monotonic_ns()
@@ -168,7 +194,6 @@ class _Worker:
         stdout_is_output = isinstance(artifact, CommandModule) or artifact.is_command
         capture = Capture(
             limits,
-            stdout_is_output=stdout_is_output,
             streamed=frame.streamed,
             keep_output=stdout_is_output and frame.output_schema is not None,
             send=self._channel.send,
@@ -176,10 +201,10 @@ class _Worker:
         )
         session = Session(limits.host_calls, limits.log_bytes, self._egress, capture.log)
         self._clock.begin(capture, limits.timeout_ms / 1000, streamed=frame.streamed)
-        spent, peak, bloated = 0, 0, False
+        spent, peak, bloated, prepares = 0, 0, False, False
         try:
             if frame.input_schema is not None:
-                found = schema.violations(frame.input_schema, json.loads(frame.params), MAX_VIOLATIONS)
+                found = schema.violations(frame.input_schema, schema.parse(frame.params), MAX_VIOLATIONS)
                 if found:
                     return Refused(list(found))
             prepared, self._prepared = self._prepared, None
@@ -187,7 +212,7 @@ class _Worker:
                 prepared.guest.close()
                 prepared = None
             base = prepared.base if prepared is not None else self._memory.data_bytes()
-            self._memory.allow(_allowance(frame))
+            self._memory.allow(data_allowance(limits, len(frame.params)))
             if prepared is not None:
                 guest = prepared.guest
             else:
@@ -199,12 +224,17 @@ class _Worker:
                 peak = guest.memory_bytes() or max(self._memory.data_bytes() - base, 0)
             finally:
                 self._host.session = None
-                guest.close()
             ended = _conclude(
                 ended, limits, capture, session, left=left, peak=peak, expired=self._clock.expired
             )
             ended = _checked(ended, frame, capture)
-            bloated = self._memory.data_bytes() - self._memory_at_start > _BLOAT
+            prepares = not ended.trapped and self._preparable(artifact, frame.digest)
+            if prepares:
+                # An interpreter's memory takes a while to free: the answer need not wait for it.
+                self._finished = guest
+            else:
+                guest.close()
+                bloated = self._is_bloated()
         except MemoryError:
             ended = Ended(Outcome.MEMORY_EXCEEDED, "the worker ran out of memory beside the tool's own")
             bloated = True
@@ -224,7 +254,7 @@ class _Worker:
             exit_code=ended.exit_code,
             trapped=ended.trapped,
             bloated=bloated,
-            prepares=not ended.trapped and not bloated and self._preparable(artifact, frame.digest),
+            prepares=prepares,
             fuel_consumed=spent,
             peak_memory_bytes=peak,
             host_calls=session.calls,
@@ -268,8 +298,19 @@ class _Worker:
             and digest not in self._unpreparable
         )
 
-    def _prepare(self, frame: RunFrame) -> None:
-        """Instantiate ahead what ran last; control replaces a worker that is not back from here soon."""
+    def _is_bloated(self) -> bool:
+        return self._memory.data_bytes() - self._memory_at_start > _BLOAT
+
+    def _prepare(self, frame: RunFrame) -> bool:
+        """Free the last instance and make the next; control replaces a worker that is not back soon.
+
+        Returns whether the worker is bloated.
+        """
+        if self._finished is not None:
+            self._finished.close()
+            self._finished = None
+        if self._is_bloated():
+            return True
         artifact = self._artifacts.get(frame.digest)
         assert artifact is not None
         base = self._memory.data_bytes()
@@ -281,8 +322,9 @@ class _Worker:
             # Its start does more than starting. It is instantiated with the call, in the call's own time.
             self._unpreparable.add(frame.digest)
             guest.close()
-            return
+            return False
         self._prepared = _Prepared(frame.digest, frame.limits, guest, function, base)
+        return False
 
 
 def _conclude(
@@ -327,7 +369,7 @@ def _checked(ended: Ended, frame: RunFrame, capture: Capture) -> Ended:
         return ended
     output = ended.output if ended.output is not None else bytes(capture.output)
     try:
-        value = json.loads(output)
+        value = schema.parse(output)
     except (ValueError, RecursionError):
         value = output.decode("utf-8", "replace")
     found = schema.violations(frame.output_schema, value, MAX_VIOLATIONS)

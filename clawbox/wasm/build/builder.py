@@ -44,6 +44,7 @@ def build(project_dir: Path, out_dir: Path, progress: Progress) -> Built:
     began = time.monotonic()
     project = Project.load(project_dir)
     toolchain = TOOLCHAINS[project.language]
+    out_dir = out_dir.resolve()  # compilers run in other folders
     out_dir.mkdir(parents=True, exist_ok=True)
     wasm, manifest = out_dir / f"{project.name}.wasm", out_dir / f"{project.name}.json"
     stamp = out_dir / f".{project.name}.stamp"

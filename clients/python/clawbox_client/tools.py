@@ -48,6 +48,8 @@ class Tool:
     """``ready``, ``compiling`` or ``failed``."""
     load_error: str
     """Why the newest file is not in service, when it is not."""
+    warnings: tuple[str, ...]
+    """What its manifest asks for and the server does not grant, one sentence each."""
     owner: str
     """Empty when the operator put it into the tool folder."""
     published: bool
@@ -95,6 +97,7 @@ def tool(message: sandbox_pb2.Tool) -> Tool:
         abi=word(sandbox_pb2.ToolAbi.DESCRIPTOR, message.abi),
         state=word(sandbox_pb2.ToolState.DESCRIPTOR, message.state),
         load_error=message.load_error,
+        warnings=tuple(message.warnings),
         owner=message.owner,
         published=message.published,
         digest=message.digest,

@@ -202,41 +202,6 @@ async def test_a_deleted_tool_is_gone_and_runs_under_way_keep_their_version(worl
     assert (await upload(catalog, "echo", COMMAND, BOB)).owner == "bob"
 
 
-async def test_a_private_tool_is_its_owners_and_administrators_alone(catalog):
-    """threats.md, 97."""
-    await upload(catalog, "mine", COMMAND)
-    assert [entry.name for entry in catalog.list(ALICE)] == ["mine"]
-    assert [entry.name for entry in catalog.list(ADMIN)] == ["mine"]
-    assert catalog.list(BOB) == ()
-    described = Manifest.automatic("mine")
-    for call in (
-        catalog.ready("mine", BOB),
-        catalog.delete("mine", BOB),
-        catalog.register(described, BOB),
-    ):
-        error = await refusal(call)
-        assert (error.reason, error.code) == (Reason.TOOL_NOT_FOUND, Code.NOT_FOUND)
-    assert (await catalog.reload(BOB)).tools == ()
-
-
-async def test_what_an_administrator_publishes_all_see_and_only_the_owner_changes(catalog):
-    await upload(catalog, "mine", COMMAND)
-    described = Manifest.from_value(manifest("mine"))
-    assert (await refusal(catalog.register(described, ALICE, published=True))).reason is Reason.SCOPE_MISSING
-    entry, created = await catalog.register(described, ADMIN, published=True)
-    assert (entry.published, entry.owner, created) == (True, "alice", True)
-    assert (await catalog.ready("mine", BOB)).name == "mine"
-    for call in (catalog.delete("mine", BOB), catalog.register(described, BOB)):
-        error = await refusal(call)
-        assert (error.reason, error.code) == (Reason.SCOPE_MISSING, Code.PERMISSION_DENIED)
-    error = await refusal(upload(catalog, "mine", command(2), BOB, replace=True))
-    assert error.reason is Reason.SCOPE_MISSING
-    again, created = await catalog.register(described, ALICE)
-    assert (again.published, created) == (True, False)
-    hidden, _ = await catalog.register(described, ALICE, published=False)
-    assert not hidden.published
-
-
 async def test_an_administrators_tool_is_published_unless_said_otherwise(catalog):
     assert (await upload(catalog, "open", command(1), ADMIN)).published
     assert not (await upload(catalog, "closed", command(2), ADMIN, published=False)).published

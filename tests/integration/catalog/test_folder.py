@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 
 import pytest
 
 from clawbox.errors import ClawboxError, Reason
 from clawbox.wasm.catalog import ToolState
+from clawbox.wasm.manifest import Manifest
 from clawbox.wasm.model import Abi
 from tests.integration.catalog.conftest import (
     ADMIN,
@@ -241,6 +243,23 @@ async def test_the_operator_can_lower_the_limits_of_what_ships(world):
     async with world.catalog() as catalog:
         entry = await catalog.ready("python", ALICE)
         assert (entry.builtin, entry.manifest.max_fuel) == (True, 5)
+
+
+async def test_a_manifest_for_what_ships_can_be_registered_and_deleted_again(world):
+    world.builtin.mkdir()
+    (world.builtin / "python.wasm").write_bytes(command(1))
+    (world.builtin / "python.json").write_text('{"tool": {"name": "python", "description": "Runs Python."}}')
+    own = Manifest.parse(json.dumps(manifest("python", resources={"max_fuel": 5})).encode())
+    async with world.catalog() as catalog:
+        await catalog.ready("python", ALICE)
+        await catalog.register(own, ADMIN, published=False)
+        assert (await catalog.ready("python", ADMIN)).manifest.max_fuel == 5
+        await catalog.delete("python", ADMIN)
+        shipped = await catalog.ready("python", ALICE)
+        assert (shipped.manifest.tool.description, shipped.published) == ("Runs Python.", True)
+        with pytest.raises(ClawboxError) as refused:
+            await catalog.delete("python", ADMIN)
+        assert refused.value.reason is Reason.WRONG_STATE
 
 
 async def test_a_second_start_compiles_nothing(world):

@@ -17,7 +17,8 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-README = Path(__file__).parents[3] / "clients" / "python" / "README.md"
+ROOT = Path(__file__).parents[3]
+README = ROOT / "clients" / "python" / "README.md"
 
 
 @dataclass(frozen=True)
@@ -116,9 +117,10 @@ def test_a_second_server_on_a_port_says_so_in_one_line(machine, tmp_path, taken)
     free = {"CLAWBOX_METRICS__PORT" if taken == "port" else "CLAWBOX_PORT": str(free_ports()[0])}
     second = machine.clawbox("serve", CLAWBOX_LOGGING__AUDIT_DIR=str(tmp_path), **free)
     assert second.returncode == 2, second.stderr
-    last = second.stderr.splitlines()[-1]
-    assert last.startswith("clawbox: the server cannot start: ")
-    assert "Traceback" not in second.stderr
+    setting = "server.host, server.port" if taken == "port" else "metrics.host, metrics.port"
+    [said] = second.stderr.splitlines()
+    assert said.startswith(f"clawbox: the server cannot start: {setting}: cannot listen on 127.0.0.1:")
+    assert ": Address already in use. " in said
 
 
 def test_the_programs_of_the_readme_run(machine):
@@ -133,3 +135,31 @@ def test_the_programs_of_the_readme_run(machine):
     assert "TIMEOUT" in outputs[0]
     assert outputs[0].endswith("TOOL_NOT_FOUND {'tool': 'no-such-tool'}\n")
     assert outputs[1].endswith("wrote b'2\\n'\nOK done\n")
+
+
+def test_the_first_screen_of_the_project_shows_what_happens(machine, tmp_path):
+    page = (ROOT / "README.md").read_text()
+    (tmp_path / "clawbox").write_text(f'#!/bin/sh\nexec {sys.executable} -m clawbox "$@"\n')
+    (tmp_path / "clawbox").chmod(0o755)
+    [block] = [one for one in re.findall(r"```console\n(.*?)```", page, re.DOTALL) if "clawbox py" in one]
+    shown = re.findall(r"^\$ \.venv/bin/(.*)\n((?:[^$].*\n)*)", block, re.MULTILINE)
+    assert len(shown) == 4
+    for command, output in shown:
+        ran = subprocess.run(
+            ["/bin/sh", "-c", command],
+            env=machine.environment | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        assert (command, ran.stdout) == (command, output)
+
+    [program] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    ran = machine.run("-c", program.replace("127.0.0.1:9800", machine.address))
+    assert (ran.stdout, ran.stderr) == ("6\n", "")
+
+
+def test_the_example_of_a_server_inside_a_program_runs(machine):
+    ran = machine.run(str(ROOT / "examples" / "embed.py"), CLAWBOX_PORT="0", CLAWBOX_METRICS__PORT="0")
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "OK 6\n", "")

@@ -70,7 +70,7 @@ async def test_grpc_a_unary_handler_that_denies_waits_for_the_message() -> None:
     async with plain_server(Call=grpc.unary_unary_rpc_method_handler(deny)) as channel:
         call = channel.stream_stream("/t.T/Call")(timeout=0.3)
         assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    # Ours: test_access.test_a_refused_unary_call_is_not_read
+    # Ours: tests/security/test_edge.py, test_rule_94_a_refused_unary_call_is_not_read
 
 
 @pytest.mark.filterwarnings(

@@ -5,14 +5,12 @@ from __future__ import annotations
 import grpc
 import grpc.aio
 import pytest
-from clawbox_client.v1 import sandbox_pb2
 from google.protobuf import descriptor_pb2, descriptor_pool
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from clawbox.rpc.methods import REFLECTION_SERVICES
-from tests.integration.rpc.conftest import Serving, details, failure, metadata, serving
-from tests.integration.rpc.test_limits import until
+from tests.integration.rpc.conftest import Serving, details, failure, serving
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -54,54 +52,6 @@ async def test_watch_tells_the_state_and_its_changes(running: Serving) -> None:
     running.server.health.set("clawbox.v1.Later", serving=True)
     assert (await call.read()).status == SERVING
     call.cancel()
-
-
-async def test_watches_without_a_token_are_bounded_for_each_address_and_checks_are_not(
-    running: Serving,
-) -> None:
-    stub = await running.health_stub()
-    held = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(32)]
-    for call in held:
-        await call.read()
-    error = await failure(stub.Watch(health_pb2.HealthCheckRequest()))
-    assert (error.code(), details(error).reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "STREAM_LIMIT")
-    reflection = (await running.channel()).stream_stream(f"/{REFLECTION_SERVICES[0]}/ServerReflectionInfo")()
-    assert await reflection.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert (await stub.Check(health_pb2.HealthCheckRequest())).status == SERVING
-    await (await running.sandbox_stub()).Execute(sandbox_pb2.ExecuteRequest(tool="echo"), metadata=metadata())
-    for call in held:
-        call.cancel()
-
-
-async def test_what_comes_without_a_token_is_short(running: Serving) -> None:
-    stub = await running.health_stub()
-    error = await failure(stub.Check(health_pb2.HealthCheckRequest(service="x" * 20_000)))
-    assert details(error).reason == "MESSAGE_TOO_LARGE"
-    error = await failure(stub.Watch(health_pb2.HealthCheckRequest(service="x" * 20_000)))
-    assert details(error).reason == "MESSAGE_TOO_LARGE"
-
-
-async def test_checks_that_never_send_their_message_are_bounded(running: Serving) -> None:
-    channel = await running.channel()
-    check = channel.stream_stream("/grpc.health.v1.Health/Check")
-    held = [check() for _ in range(16)]
-    await until(lambda: len(running.server.calls) == 16)
-    error = await failure(check())
-    assert details(error).reason == "STREAM_LIMIT"
-    for call in held:
-        call.cancel()
-    await until(lambda: len(running.server.calls) == 0)
-    stub = await running.health_stub()
-    assert (await stub.Check(health_pb2.HealthCheckRequest())).status == SERVING
-
-
-async def test_a_silent_caller_without_a_token_is_let_go(monkeypatch) -> None:
-    monkeypatch.setattr("clawbox.rpc.interceptors.PUBLIC_READ_SECONDS", 0.05)
-    async with serving() as running:
-        channel = await running.channel()
-        for path in ("/grpc.health.v1.Health/Check", f"/{REFLECTION_SERVICES[0]}/ServerReflectionInfo"):
-            call = channel.stream_stream(path)()
-            assert details(await failure(call)).reason == "DEADLINE"
 
 
 async def ask(running: Serving, service: str, **question):

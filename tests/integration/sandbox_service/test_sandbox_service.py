@@ -123,6 +123,7 @@ async def test_a_tool_that_hangs_is_stopped(stack):
         ({"params_json": "{"}, ("INVALID_ARGUMENT", "INVALID_JSON", ["params_json"])),
         ({"params_json": "[" * 65 + "]" * 65}, ("INVALID_ARGUMENT", "INVALID_FIELD", ["params_json"])),
         ({"agent_id": "a"}, ("FAILED_PRECONDITION", "NOT_SERVED", ["agent_id"])),
+        ({"tool": ""}, ("INVALID_ARGUMENT", "INVALID_FIELD", ["tool"])),
         ({"request_id": "with space"}, ("INVALID_ARGUMENT", "INVALID_FIELD", ["request_id"])),
         (
             {"capabilities": {"network": {"rules": [{"host": "api.example"}]}}},

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -11,6 +11,9 @@ from clawbox.wasm.build import build
 from clawbox.wasm.build.builtin import SOURCES, build_builtin
 from clawbox.wasm.builtin import FOLDER
 from tests.integration.tools.sandbox import Sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 OUTPUT = Path(__file__).parents[3] / ".cache" / "tests" / "tools"
 

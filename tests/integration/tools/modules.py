@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 from clawbox.wasm.build.builtin import build_builtin
 from clawbox.wasm.builtin import FOLDER
@@ -26,5 +27,5 @@ def importable(sandbox: Sandbox) -> list[str]:
 
 
 if __name__ == "__main__":
-    build_builtin(lambda text: sys.stderr.write(f"{text}\n") and None)
+    build_builtin(partial(print, file=sys.stderr))
     sys.stdout.write("".join(f"{name}\n" for name in importable(Sandbox(FOLDER / "python.wasm"))))

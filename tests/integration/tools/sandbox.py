@@ -1,4 +1,4 @@
-"""Runs a built tool in this process: a fresh store for each call, the host functions that the workers have."""
+"""Runs a built tool in this process: a fresh store for each call, and the workers' own host functions."""
 
 from __future__ import annotations
 
@@ -6,20 +6,43 @@ import ctypes
 import hashlib
 import json
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import wasmtime
 from wasmtime import _ffi as ffi
 from wasmtime import component
 
 from clawbox.wasm.engine import ENGINE_FINGERPRINT, new_engine
-from clawbox.wasm.host import Egress, Host, NoEgress, Session
-from clawbox.wasm.model import Level
+from clawbox.wasm.host import Egress, Host, HttpRequest, HttpResponse, NoEgress, Session
+
+if TYPE_CHECKING:
+    from clawbox.wasm.model import Level
 
 ARTIFACTS = Path(__file__).parents[3] / ".cache" / "tests" / "artifacts"
-ENGINE = new_engine()
 COMPONENT_VERSION = 0x0D
+
+
+@cache
+def engine() -> wasmtime.Engine:
+    """The engine, made when a test first needs it.
+
+    Not on import: an engine installs handlers for the signals that traps raise, and pytest's faulthandler,
+    which is enabled after a conftest is imported, would replace them.
+    """
+    return new_engine()
+
+
+class Recorded:
+    """A way out that answers every request with one response, and keeps the requests."""
+
+    def __init__(self) -> None:
+        self.requests: list[HttpRequest] = []
+
+    def send(self, request: HttpRequest) -> HttpResponse:
+        self.requests.append(request)
+        return HttpResponse(201, (("content-type", "application/json"), ("a", "1"), ("a", "2")), b'{"n": 1}')
 
 
 @dataclass
@@ -60,12 +83,12 @@ class Sandbox:
         if not artifact.exists():
             artifact.parent.mkdir(parents=True, exist_ok=True)
             draft = artifact.with_suffix(".draft")
-            draft.write_bytes(kind(ENGINE, data).serialize())
+            draft.write_bytes(kind(engine(), data).serialize())
             draft.replace(artifact)
-        self._code = kind.deserialize_file(ENGINE, str(artifact))
+        self._code = kind.deserialize_file(engine(), str(artifact))
         self._host = Host()
         linker = self._host.component_linker if self._is_component else self._host.core_linker
-        self._linker: Any = linker(ENGINE)
+        self._linker: Any = linker(engine())
 
     def run(
         self,
@@ -78,11 +101,19 @@ class Sandbox:
     ) -> Ended:
         """One call. ``memory`` is in bytes."""
         ended = Ended()
-        text = params if isinstance(params, str) else json.dumps(params)
-        self._host.session = Session(
-            max_calls, 1 << 16, egress or NoEgress(), lambda level, message: ended.logs.append((level, message))
+        # As the server hands parameters over: compact, keys sorted.
+        text = (
+            params
+            if isinstance(params, str)
+            else json.dumps(params, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
         )
-        with wasmtime.Store(ENGINE) as store:
+        self._host.session = Session(
+            max_calls,
+            1 << 16,
+            egress or NoEgress(),
+            lambda level, message: ended.logs.append((level, message)),
+        )
+        with wasmtime.Store(engine()) as store:
             store.set_fuel(fuel)
             store.set_epoch_deadline(1 << 30)
             store.set_limits(memory_size=memory)
@@ -121,7 +152,9 @@ class Sandbox:
         config = wasmtime.WasiConfig()
         data = text.encode()
         vector = ffi.wasm_byte_vec_t()
-        ffi.wasm_byte_vec_new(ctypes.byref(vector), len(data), (ctypes.c_uint8 * len(data)).from_buffer_copy(data))
+        ffi.wasm_byte_vec_new(
+            ctypes.byref(vector), len(data), (ctypes.c_uint8 * len(data)).from_buffer_copy(data)
+        )
         ffi.wasi_config_set_stdin_bytes(config.ptr(), ctypes.byref(vector))
         config.stdout_custom = lambda data: keep(ended.stdout, data)
         config.stderr_custom = lambda data: keep(ended.stderr, data)

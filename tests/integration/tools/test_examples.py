@@ -61,7 +61,9 @@ def test_hostcall_beyond_the_limit_is_refused(example: Example) -> None:
 def test_reply_that_does_not_fit_is_fetched_whole(example: Example) -> None:
     body = "0123456789ü" * 2000
     egress = Answering(HttpResponse(200, (("k", "v"),), body.encode()))
-    ended = example("hostcall").run({"method": "http_request", "params": {"url": "https://h/"}}, egress=egress)
+    ended = example("hostcall").run(
+        {"method": "http_request", "params": {"url": "https://h/"}}, egress=egress
+    )
     assert ended.answer == {"ok": {"status": 200, "headers": {"k": "v"}, "body": body}}
 
 

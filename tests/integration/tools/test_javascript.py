@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
-from clawbox.wasm.host import HttpRequest, HttpResponse
+from clawbox.wasm.host import HttpRequest
 from clawbox.wasm.model import Level
-from tests.integration.tools.sandbox import Sandbox
+from tests.integration.tools.sandbox import Recorded
+
+if TYPE_CHECKING:
+    from tests.integration.tools.sandbox import Sandbox
 
 
 def test_output_result_and_input_are_apart(javascript: Sandbox) -> None:
@@ -34,7 +39,10 @@ def test_output_result_and_input_are_apart(javascript: Sandbox) -> None:
         ("const a = 1\n+ await 3\n", None),
         ("(async () => { await null; return 5 })()", 5),
         ("await new Promise((done) => setTimeout(done, 2)); 'slept'", "slept"),
-        ("({a: 'ü', b: [1.5, true, null], d: new Date(0)})", {"a": "ü", "b": [1.5, True, None], "d": "1970-01-01T00:00:00.000Z"}),
+        (
+            "({a: 'ü', b: [1.5, true, null], d: new Date(0)})",
+            {"a": "ü", "b": [1.5, True, None], "d": "1970-01-01T00:00:00.000Z"},
+        ),
     ],
 )
 def test_result_is_explicit_or_the_completion_value(javascript: Sandbox, code: str, result: object) -> None:
@@ -60,7 +68,9 @@ def test_result_that_is_no_json_is_shown_with_a_note(javascript: Sandbox, code: 
 
 
 def test_stack_names_the_line_and_shows_only_user_code(javascript: Sandbox) -> None:
-    ended = javascript.run({"code": "console.log('before');\nfunction f() {\n  throw new TypeError('bad');\n}\nf()"})
+    ended = javascript.run(
+        {"code": "console.log('before');\nfunction f() {\n  throw new TypeError('bad');\n}\nf()"}
+    )
     assert ended.answer["stdout"] == "before\n"
     assert ended.error == {
         "type": "TypeError",
@@ -110,7 +120,11 @@ def test_thrown_values_that_are_no_errors(javascript: Sandbox) -> None:
 
 
 def test_run_ends_when_the_timers_have_fired(javascript: Sandbox) -> None:
-    code = "let n = 0; const t = setInterval(() => { console.log(++n); if (n === 3) clearInterval(t); }, 1); 'first'"
+    code = (
+        "let n = 0;\n"
+        "const t = setInterval(() => { console.log(++n); if (n === 3) clearInterval(t); }, 1);\n"
+        "'first'"
+    )
     answer = javascript.run({"code": code}).answer
     assert (answer["stdout"], answer["result"]) == ("1\n2\n3\n", "first")
 
@@ -160,22 +174,13 @@ def test_host_functions(javascript: Sandbox) -> None:
     assert (error["type"], error["message"]) == ("HostError", "unknown host call method: nope")
 
 
-@pytest.mark.parametrize("code", ["\nclawbox.httpRequest('GET', 'https://example.com/')", "\nawait fetch('https://example.com')"])
+@pytest.mark.parametrize(
+    "code", ["\nclawbox.httpRequest('GET', 'https://example.com/')", "\nawait fetch('https://example.com')"]
+)
 def test_refused_request_is_an_error_with_the_reason(javascript: Sandbox, code: str) -> None:
     error = javascript.run({"code": code}).error
     assert (error["type"], error["line"]) == ("HostError", 2)
     assert "no egress sidecar" in error["message"]
-
-
-class Recorded:
-    """A way out that answers everything with one response."""
-
-    def __init__(self) -> None:
-        self.requests: list[HttpRequest] = []
-
-    def send(self, request: HttpRequest) -> HttpResponse:
-        self.requests.append(request)
-        return HttpResponse(201, (("content-type", "application/json"), ("a", "1"), ("a", "2")), b'{"n": 1}')
 
 
 def test_request_and_response_reach_the_code_whole(javascript: Sandbox) -> None:

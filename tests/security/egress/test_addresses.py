@@ -61,7 +61,7 @@ def refused(answers, policy=NOTHING, rule=RULE, port=443):
         "3ffe::1",
     ],
 )
-def test_p11_public_addresses_are_public(text):
+def test_rule_11_public_addresses_are_public(text):
     assert why_not_public(address(text)) is None
     assert refused([text]) is None
 
@@ -120,18 +120,18 @@ def test_p11_public_addresses_are_public(text):
         "1fff:ffff::1",
     ],
 )
-def test_p11_what_is_special_is_refused(text):
+def test_rule_11_what_is_special_is_refused(text):
     assert Denial.ADDRESS_REFUSED is refused([text])
 
 
-def test_p11_ipaddress_alone_would_let_some_of_them_pass():
+def test_rule_11_ipaddress_alone_would_let_some_of_them_pass():
     passed = [text for text in ("224.0.0.1", "168.63.129.16", "2002::1") if address(text).is_global]
     assert passed
     assert not [text for text in passed if refused([text]) is None]
 
 
 @pytest.mark.parametrize("table", [SPECIAL_IPV4, SPECIAL_IPV6])
-def test_p11_the_edges_of_every_listed_network(table):
+def test_rule_11_the_edges_of_every_listed_network(table):
     for text in table:
         network = ipaddress.ip_network(text)
         assert why_not_public(network[0])
@@ -139,7 +139,7 @@ def test_p11_the_edges_of_every_listed_network(table):
 
 
 @given(st.ip_addresses())
-def test_p11_nothing_is_public_that_ipaddress_calls_private_or_worse(given_address):
+def test_rule_11_nothing_is_public_that_ipaddress_calls_private_or_worse(given_address):
     if why_not_public(given_address) is None:
         assert given_address.is_global
         assert not given_address.is_multicast
@@ -149,7 +149,7 @@ def test_p11_nothing_is_public_that_ipaddress_calls_private_or_worse(given_addre
 
 
 @pytest.mark.parametrize("inner", ["127.0.0.1", "10.0.0.1", "169.254.169.254", "93.184.215.14", "8.8.8.8"])
-def test_p12_ipv4_inside_ipv6_is_refused_even_when_it_is_public_or_trusted(inner):
+def test_rule_12_ipv4_inside_ipv6_is_refused_even_when_it_is_public_or_trusted(inner):
     four = address(inner)
     hexed = f"{int(four) >> 16:x}:{int(four) & 0xFFFF:x}"
     trusted = AddressPolicy(trusted=networks("0.0.0.0/0", "::/0"))
@@ -168,24 +168,24 @@ def test_p12_ipv4_inside_ipv6_is_refused_even_when_it_is_public_or_trusted(inner
 
 
 @pytest.mark.parametrize("text", ["fe80::1%eth0", "2606:4700::1111%1", "::1%lo"])
-def test_p12_zones_are_refused(text):
+def test_rule_12_zones_are_refused(text):
     assert Denial.ADDRESS_REFUSED is refused([text])
     assert Denial.ADDRESS_REFUSED is refused([text], AddressPolicy(trusted=networks("::/0")))
 
 
 @pytest.mark.parametrize("bad", ["127.0.0.1", "10.0.0.1", "::1", "169.254.169.254", "::ffff:8.8.8.8"])
-def test_p13_one_forbidden_answer_refuses_the_host(bad):
+def test_rule_13_one_forbidden_answer_refuses_the_host(bad):
     good = ["93.184.215.14", "2606:4700:4700::1111"]
     assert refused(good) is None
     for at in range(3):
         assert Denial.ADDRESS_REFUSED is refused([*good[:at], bad, *good[at:]])
 
 
-def test_p13_no_answer_is_no_permission():
+def test_rule_13_no_answer_is_no_permission():
     assert Denial.NO_ADDRESS is refused([])
 
 
-def test_p14_the_peer_is_one_of_the_checked_answers_and_is_checked_again():
+def test_rule_14_the_peer_is_one_of_the_checked_answers_and_is_checked_again():
     answers = [PUBLIC]
     assert check_peer(PUBLIC, 443, answers, RULE, NOTHING) is None
     other = check_peer(address("93.184.215.15"), 443, answers, RULE, NOTHING)
@@ -197,14 +197,14 @@ def test_p14_the_peer_is_one_of_the_checked_answers_and_is_checked_again():
     assert check_peer(loopback, 443, [loopback], RULE, NOTHING) is not None
 
 
-def test_p15_this_machines_own_addresses_are_refused():
+def test_rule_15_this_machines_own_addresses_are_refused():
     own = AddressPolicy(own=frozenset({PUBLIC, address("2606:4700::1")}))
     assert Denial.ADDRESS_REFUSED is refused([str(PUBLIC)], own)
     assert Denial.ADDRESS_REFUSED is refused(["2606:4700::1"], own)
     assert refused(["93.184.215.15"], own) is None
 
 
-def test_p15_trusting_a_network_is_not_trusting_this_machine():
+def test_rule_15_trusting_a_network_is_not_trusting_this_machine():
     mine = address("10.0.0.5")
     policy = AddressPolicy(trusted=networks("10.0.0.0/8"), own=frozenset({mine}))
     assert refused(["10.0.0.6"], policy) is None
@@ -218,7 +218,7 @@ def test_p15_trusting_a_network_is_not_trusting_this_machine():
         assert refused(["127.0.0.1"], AddressPolicy(trusted=networks(loopback))) is None
 
 
-def test_p15_what_the_operator_denies_is_refused_whatever_is_trusted():
+def test_rule_15_what_the_operator_denies_is_refused_whatever_is_trusted():
     policy = AddressPolicy(trusted=networks("10.0.0.0/8", "10.0.0.7/32"), denied=networks("10.0.0.7/32"))
     assert Denial.ADDRESS_REFUSED is refused(["10.0.0.7"], policy)
     assert refused(["10.0.0.8"], policy) is None
@@ -228,13 +228,13 @@ def test_p15_what_the_operator_denies_is_refused_whatever_is_trusted():
 
 
 @pytest.mark.parametrize("listener", ["127.0.0.1", "0.0.0.0", "::"])
-def test_p15_clawboxs_own_listeners_are_refused_whatever_is_trusted(listener):
+def test_rule_15_clawboxs_own_listeners_are_refused_whatever_is_trusted(listener):
     policy = AddressPolicy(trusted=networks("127.0.0.0/8"), listeners=frozenset({(address(listener), 9800)}))
     assert Denial.ADDRESS_REFUSED is refused(["127.0.0.1"], policy, port=9800)
     assert refused(["127.0.0.1"], policy, port=9801) is None
 
 
-def test_p18_internal_networks_need_the_operator_and_a_rule_that_names_the_host():
+def test_rule_18_internal_networks_need_the_operator_and_a_rule_that_names_the_host():
     policy = AddressPolicy(trusted=networks("10.1.0.0/16", "fd00:1::/32"))
     anything = NetworkRule.parse("*", any_host=True)
     for text in ("10.1.2.3", "fd00:1::5"):
@@ -246,7 +246,7 @@ def test_p18_internal_networks_need_the_operator_and_a_rule_that_names_the_host(
     assert Denial.ADDRESS_REFUSED is refused(["10.1.2.3", "10.2.0.1"], policy)
 
 
-def test_p10_resolvers_answers_are_read_in_binary_alone():
+def test_rule_10_resolvers_answers_are_read_in_binary_alone():
     assert address("127.0.0.1") == parse_answer(socket.inet_aton("127.1"))
     assert address("::1") == parse_answer(socket.inet_pton(socket.AF_INET6, "::1"))
     for data in (b"", b"127.1", b"\x7f\x00\x01", bytes(15), bytes(17)):

@@ -93,7 +93,7 @@ def rust_entry(**fields):
 # The file
 
 
-def test_p42_the_file_of_the_rust_clawbox_is_read(path):
+def test_rule_42_the_file_of_the_rust_clawbox_is_read(path):
     path.parent.mkdir()
     path.write_bytes(base64.b64decode(RUST_FILE.read_text()))
     path.chmod(0o600)
@@ -111,7 +111,7 @@ def test_p42_the_file_of_the_rust_clawbox_is_read(path):
     )
 
 
-def test_p42_the_rust_clawbox_reads_what_was_added_to_its_file(path):
+def test_rule_42_the_rust_clawbox_reads_what_was_added_to_its_file(path):
     path.parent.mkdir()
     path.write_bytes(base64.b64decode(RUST_FILE.read_text()))
     path.chmod(0o600)
@@ -130,7 +130,7 @@ def test_p42_the_rust_clawbox_reads_what_was_added_to_its_file(path):
 
 
 @each
-def test_p42_what_is_stored_comes_back(vault, kind):
+def test_rule_42_what_is_stored_comes_back(vault, kind):
     credential = ALL[kind]
     assert not vault.put(PLAIN)
     assert vault.put(credential) == (credential.name == "plain")
@@ -139,13 +139,13 @@ def test_p42_what_is_stored_comes_back(vault, kind):
 
 
 @each
-def test_p38_the_rust_clawbox_never_sends_what_it_would_send_too_far(vault, path, kind):
+def test_rule_38_the_rust_clawbox_never_sends_what_it_would_send_too_far(vault, path, kind):
     vault.put(ALL[kind])
     entry = rust_reads(path)[0]
     assert (entry["domain"] == "") == (kind in WIDER_THAN_RUST)
 
 
-def test_p38_rules_survive_what_the_rust_clawbox_does_to_the_file(vault, path):
+def test_rule_38_rules_survive_what_the_rust_clawbox_does_to_the_file(vault, path):
     for credential in ALL.values():
         vault.put(credential)
     entries = [entry for entry in rust_reads(path) if entry["name"] != "header"]
@@ -158,7 +158,7 @@ def test_p38_rules_survive_what_the_rust_clawbox_does_to_the_file(vault, path):
     assert all(contents.get(one.name) == one for one in ALL.values() if one.name != "header")
 
 
-def test_p38_what_the_rust_clawbox_replaced_is_as_it_said(vault, path):
+def test_rule_38_what_the_rust_clawbox_replaced_is_as_it_said(vault, path):
     vault.put(ALL["narrow"])
     rules = [entry for entry in rust_reads(path) if entry["name"] == "clawbox:rules"]
     rust_writes(path, [rust_entry(name="narrow"), *rules])
@@ -168,7 +168,7 @@ def test_p38_what_the_rust_clawbox_replaced_is_as_it_said(vault, path):
 
 
 @pytest.mark.parametrize("rules", ["", "not json", "[]", '{"narrow": 1}', '{"narrow": {"hosts": 5}}'])
-def test_p42_rules_that_cannot_be_read_make_a_credential_unusable_not_wider(vault, path, rules):
+def test_rule_42_rules_that_cannot_be_read_make_a_credential_unusable_not_wider(vault, path, rules):
     vault.put(ALL["narrow"])
     entries = [
         entry | {"value": rules} if entry["name"] == "clawbox:rules" else entry for entry in rust_reads(path)
@@ -179,7 +179,7 @@ def test_p42_rules_that_cannot_be_read_make_a_credential_unusable_not_wider(vaul
     assert list(contents.broken) == ["narrow"]
 
 
-def test_p42_rules_of_a_later_version_are_not_ignored(vault, path):
+def test_rule_42_rules_of_a_later_version_are_not_ignored(vault, path):
     vault.put(ALL["narrow"])
     entries = rust_reads(path)
     rules = json.loads(entries[-1]["value"])
@@ -188,7 +188,7 @@ def test_p42_rules_of_a_later_version_are_not_ignored(vault, path):
     assert list(vault.load().broken) == ["narrow"]
 
 
-def test_p42_without_a_file_there_are_no_credentials(vault, path):
+def test_rule_42_without_a_file_there_are_no_credentials(vault, path):
     assert vault.load().credentials == ()
     assert not vault.remove("x")
     assert not path.exists()
@@ -266,7 +266,7 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("how", BAD_FILES)
-def test_p42_a_bad_file_is_an_error_that_says_what_is_wrong_and_shows_no_value(vault, path, how):
+def test_rule_42_a_bad_file_is_an_error_that_says_what_is_wrong_and_shows_no_value(vault, path, how):
     spoil, fault = BAD_FILES[how]
     vault.put(PLAIN)
     spoil(path)
@@ -282,14 +282,14 @@ def test_p42_a_bad_file_is_an_error_that_says_what_is_wrong_and_shows_no_value(v
     assert (path.read_bytes() if path.is_file() else None) == before
 
 
-def test_p42_a_file_of_another_key_is_an_error(vault, path):
+def test_rule_42_a_file_of_another_key_is_an_error(vault, path):
     vault.put(PLAIN)
     with pytest.raises(VaultError) as caught:
         Vault(path, MasterKey("ff" * 32)).load()
     assert caught.value.fault is Fault.OTHER_KEY
 
 
-def test_p42_a_file_of_another_user_is_an_error(vault, monkeypatch):
+def test_rule_42_a_file_of_another_user_is_an_error(vault, monkeypatch):
     vault.put(PLAIN)
     other = os.geteuid() + 1
     monkeypatch.setattr(os, "geteuid", lambda: other)
@@ -298,7 +298,7 @@ def test_p42_a_file_of_another_user_is_an_error(vault, monkeypatch):
     assert caught.value.fault is Fault.WRONG_OWNER
 
 
-def test_p42_one_bad_entry_leaves_the_others_usable(vault, path):
+def test_rule_42_one_bad_entry_leaves_the_others_usable(vault, path):
     bad = {
         "crlf": rust_entry(name="crlf", value=VALUE + "\r\nX-Evil: 1"),
         "lf": rust_entry(name="lf", value=f"{VALUE}\nsecond"),
@@ -325,14 +325,14 @@ def test_p42_one_bad_entry_leaves_the_others_usable(vault, path):
 
 
 @pytest.mark.parametrize("text", ["", "00" * 31, "00" * 33, "zz" * 32, "00 " * 32, HEX_KEY[:-1] + "g"])
-def test_p42_a_key_that_is_none_is_refused_and_not_shown(text):
+def test_rule_42_a_key_that_is_none_is_refused_and_not_shown(text):
     with pytest.raises(VaultError) as caught:
         MasterKey(text)
     assert caught.value.fault is Fault.BAD_KEY
     assert not text.strip() or text not in str(caught.value)
 
 
-def test_p42_the_key_comes_from_a_private_file_or_the_environment(tmp_path, vault):
+def test_rule_42_the_key_comes_from_a_private_file_or_the_environment(tmp_path, vault):
     vault.put(PLAIN)
     file = tmp_path / "key"
     file.write_text(HEX_KEY + "\n")
@@ -355,7 +355,7 @@ def test_p42_the_key_comes_from_a_private_file_or_the_environment(tmp_path, vaul
 # What a credential may be
 
 
-def test_p40_line_ends_and_control_characters_are_refused():
+def test_rule_40_line_ends_and_control_characters_are_refused():
     for text in (
         VALUE + "\r",
         VALUE + "\n",
@@ -378,7 +378,7 @@ def test_p40_line_ends_and_control_characters_are_refused():
             Credential("x", Secret(VALUE), ("a.test",), attachment)
 
 
-def test_p68_secrets_under_16_characters_are_refused_unless_insisted_on():
+def test_rule_68_secrets_under_16_characters_are_refused_unless_insisted_on():
     for text in ("1234567", "x" * 15):
         with pytest.raises(InvalidCredentialError, match="shorter than 16"):
             Credential("x", Secret(text), ("a.test",))
@@ -389,7 +389,7 @@ def test_p68_secrets_under_16_characters_are_refused_unless_insisted_on():
 @pytest.mark.parametrize(
     "host", ["*", "*.a.test", "A.test", "a.test.", "a.test:443", "https://a.test", "ä.test", ""]
 )
-def test_p38_a_host_is_exact_and_canonical(host):
+def test_rule_38_a_host_is_exact_and_canonical(host):
     with pytest.raises(InvalidCredentialError):
         Credential("x", Secret(VALUE), (host,))
 
@@ -424,7 +424,7 @@ def attached(credential, url, headers=(), method="GET"):
     return attach(credential, method, parse_url(url), headers)
 
 
-def test_p38_each_way_of_attaching():
+def test_rule_38_each_way_of_attaching():
     assert attached(PLAIN, "https://api.example.com/x").headers == (
         (b"Authorization", f"Bearer {VALUE}".encode()),
     )
@@ -454,13 +454,13 @@ def test_p38_each_way_of_attaching():
         ("narrow", "GET", "https://a.test:444/repos/me"),
     ],
 )
-def test_p38_never_to_another_scheme_host_port_path_or_method(kind, method, url):
+def test_rule_38_never_to_another_scheme_host_port_path_or_method(kind, method, url):
     with pytest.raises(NotAttachableError) as caught:
         attached(ALL[kind], url, method=method)
     assert VALUE not in str(caught.value)
 
 
-def test_p38_plain_http_only_where_the_operator_said_so():
+def test_rule_38_plain_http_only_where_the_operator_said_so():
     assert attached(ALL["narrow"], "http://a.test:8443/repos/me").headers
 
 
@@ -468,7 +468,7 @@ def test_p38_plain_http_only_where_the_operator_said_so():
     "path",
     ["/repos/me/../you", "/repos/me/%2e%2e/you", "/repos/me//../../you", "/repos/x/../me/..", "/repos/./"],
 )
-def test_p41_path_rules_see_the_canonical_path(path):
+def test_rule_41_path_rules_see_the_canonical_path(path):
     from clawbox.egress.refusal import RefusedError
 
     with pytest.raises((NotAttachableError, RefusedError)):
@@ -477,7 +477,7 @@ def test_p41_path_rules_see_the_canonical_path(path):
 
 
 @pytest.mark.parametrize("name", [b"authorization", b"AUTHORIZATION", b"Authorization"])
-def test_p39_the_guests_own_header_is_replaced(name):
+def test_rule_39_the_guests_own_header_is_replaced(name):
     headers = [(name, b"Bearer mine"), (b"accept", b"*/*"), (name, b"Basic again")]
     assert attached(PLAIN, "https://api.example.com/", headers).headers == (
         (b"accept", b"*/*"),
@@ -486,7 +486,7 @@ def test_p39_the_guests_own_header_is_replaced(name):
 
 
 @pytest.mark.parametrize("name", [b"X-Key", b"x_key", b"X-KEY", b"X_Key"])
-def test_p39_twins_with_underscores_are_replaced(name):
+def test_rule_39_twins_with_underscores_are_replaced(name):
     got = attached(ALL["header"], "https://a.test/", [(name, b"mine"), (b"x-keys", b"kept")]).headers
     assert got == ((b"x-keys", b"kept"), (b"X-Key", VALUE.encode()))
 
@@ -502,14 +502,14 @@ def test_p39_twins_with_underscores_are_replaced(name):
         "X-Gitlab-Token", "X-Figma-Token",
     ],
 )  # fmt: skip
-def test_p69_client_authentication_is_removed(name):
+def test_rule_69_client_authentication_is_removed(name):
     headers = [(b"Accept", b"*/*"), (name.encode(), b"theirs")]
     stripped = strip_client_auth(ALL["header"], parse_url("https://a.test/"), headers)
     assert stripped.headers == ((b"Accept", b"*/*"),)
     assert stripped.removed == (name,)
 
 
-def test_p69_other_headers_stay():
+def test_rule_69_other_headers_stay():
     names = [
         "Accept", "Idempotency-Key", "If-None-Match", "Range", "User-Agent", "Content-Type", "X-Request-Id",
         "X-GitHub-Api-Version", "Access-Control-Request-Headers", "X-CSRF-Token", "Anthropic-Version",
@@ -527,14 +527,14 @@ def test_p69_other_headers_stay():
         "X-Amz-Signature=x", "X-Amz-Credential=x", "sig=x", "AWSAccessKeyId=x", "+api_key=x", "oauth_token=x",
     ],
 )  # fmt: skip
-def test_p69_parameters_that_authenticate_are_removed(part):
+def test_rule_69_parameters_that_authenticate_are_removed(part):
     for query in (f"a=1&{part}&b=2", f"a=1;{part};b=2", f"a=1&{part};b=2"):
         stripped = strip_client_auth(PLAIN, parse_url(f"https://a.test/x?{query}"), [])
         assert stripped.target.query == "a=1&b=2"
         assert stripped.removed
 
 
-def test_p69_other_queries_stay_as_they_came():
+def test_rule_69_other_queries_stay_as_they_came():
     for query in ("q=a;b&sort=key&per_page=100", "pageToken=x&tokens=5&keyword=y", "", "a=%2B&b=;;&&"):
         target = parse_url(f"https://a.test/x?{query}")
         assert strip_client_auth(PLAIN, target, []).target.query == target.query
@@ -545,12 +545,12 @@ def test_p69_other_queries_stay_as_they_came():
 @pytest.mark.parametrize(
     "part", ["api_token=mine", "api-token=mine", "API_TOKEN=mine", "%61pi_token=mine", "api_token"]
 )
-def test_p70_guest_copies_of_an_injected_parameter_are_removed(part):
+def test_rule_70_guest_copies_of_an_injected_parameter_are_removed(part):
     got = attached(ALL["query"], f"https://a.test/?{part}&a=1&{part}")
     assert got.target.query == f"a=1&api_token={VALUE}"
 
 
-def test_p70_however_the_parameter_is_called():
+def test_rule_70_however_the_parameter_is_called():
     credential = Credential("x", Secret(VALUE), ("a.test",), QueryAttachment("appid"))
     target = parse_url("https://a.test/?appid=mine&APPID=x&a=1&%61ppid=y&appid[]=z&appids=2")
     assert strip_client_auth(credential, target, []).target.query == "a=1&appids=2"
@@ -558,7 +558,7 @@ def test_p70_however_the_parameter_is_called():
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=16, max_size=80))
-def test_p40_a_secret_never_becomes_more_than_one_header_or_parameter(text):
+def test_rule_40_a_secret_never_becomes_more_than_one_header_or_parameter(text):
     try:
         made = [
             Credential("x", Secret(text), ("a.test",), how)

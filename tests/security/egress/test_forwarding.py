@@ -36,7 +36,7 @@ def response(*fields: tuple[bytes, bytes], status: int = 200) -> ResponseHead:
     return ResponseHead(status, 1, Headers(fields))
 
 
-def test_p27_host_is_written_from_the_target():
+def test_rule_27_host_is_written_from_the_target():
     fields = request_fields(request((b"HOST", b"evil.example"), (b"Accept", b"*/*")))
     written = write_request("GET", TARGET, fields, NO_BODY)
     assert b"GET /x?y=1 HTTP/1.1\r\nHost: a.example:8443\r\nAccept: */*\r\n\r\n" == written
@@ -56,7 +56,7 @@ def test_p27_host_is_written_from_the_target():
         b"transfer-encoding",
     ],
 )
-def test_p28_hop_by_hop_headers_end_here_both_ways(name):
+def test_rule_28_hop_by_hop_headers_end_here_both_ways(name):
     kept = (b"X-Kept", b"1")
     assert [kept] == request_fields(request((name.title(), b"x"), kept))
     assert [kept] == response_fields(response((name.upper(), b"x"), kept))
@@ -64,7 +64,7 @@ def test_p28_hop_by_hop_headers_end_here_both_ways(name):
     assert [kept] == request_fields(request((twin, b"x"), kept))
 
 
-def test_p28_what_connection_names_ends_here_both_ways():
+def test_rule_28_what_connection_names_ends_here_both_ways():
     fields = (
         (b"Connection", b"X-Secret, close ,"),
         (b"connection", b"\tX_Other"),
@@ -77,13 +77,13 @@ def test_p28_what_connection_names_ends_here_both_ways():
     assert [(b"X-Kept", b"1")] == response_fields(response(*fields))
 
 
-def test_p28_connection_cannot_take_away_what_is_written_here():
+def test_rule_28_connection_cannot_take_away_what_is_written_here():
     head = request((b"Connection", b"host, content-length, transfer-encoding"), method="POST")
     written = write_request("POST", TARGET, request_fields(head), Framing(BodyKind.LENGTH, 3))
     assert b"POST /x?y=1 HTTP/1.1\r\nHost: a.example:8443\r\nContent-Length: 3\r\n\r\n" == written
 
 
-def test_p28_framing_is_written_from_what_was_read():
+def test_rule_28_framing_is_written_from_what_was_read():
     fields = [(b"Content-Length", b"7"), (b"Transfer-Encoding", b"chunked"), (b"Content_Length", b"9")]
     assert [] == request_fields(request(*fields))
     assert [] == response_fields(response(*fields))
@@ -108,7 +108,7 @@ def test_p28_framing_is_written_from_what_was_read():
         b"x-original_url",
     ],
 )
-def test_p70_what_changes_the_meaning_of_a_request_is_removed(name):
+def test_rule_70_what_changes_the_meaning_of_a_request_is_removed(name):
     assert [] == request_fields(request((name, b"DELETE")))
     assert [] == request_fields(request((name.lower(), b"DELETE")))
 
@@ -123,7 +123,7 @@ def test_p70_what_changes_the_meaning_of_a_request_is_removed(name):
         (b"foo", Denial.UPGRADE),
     ],
 )
-def test_p51_an_upgrade_is_refused_and_never_forwarded(upgrade, denial):
+def test_rule_51_an_upgrade_is_refused_and_never_forwarded(upgrade, denial):
     with pytest.raises(RefusedError) as refused:
         request_fields(request((b"Connection", b"Upgrade"), (b"Upgrade", upgrade)))
     assert denial is refused.value.refusal.denial
@@ -133,12 +133,12 @@ def test_p51_an_upgrade_is_refused_and_never_forwarded(upgrade, denial):
 @pytest.mark.parametrize(
     "name", [b"X-Clawbox-Error", b"x-clawbox-error", b"X_Clawbox_Error", b"X-Clawbox-Other"]
 )
-def test_p57_nobody_else_can_send_the_sidecars_headers(name):
+def test_rule_57_nobody_else_can_send_the_sidecars_headers(name):
     assert [] == response_fields(response((name, b"host_not_allowed")))
     assert [] == request_fields(request((name, b"x")))
 
 
-def test_p57_in_trailers_neither():
+def test_rule_57_in_trailers_neither():
     trailers = Headers(
         [(b"X-Clawbox-Error", b"x"), (b"X-Sum", b"1"), (b"Set-Cookie", b"a=b"), (b"Host", b"x")]
     )
@@ -147,7 +147,7 @@ def test_p57_in_trailers_neither():
 
 @pytest.mark.parametrize("side", list(Side))
 @pytest.mark.parametrize("denial", list(Denial))
-def test_p60_a_refusal_is_a_whole_response_that_names_its_reason(denial, side):
+def test_rule_60_a_refusal_is_a_whole_response_that_names_its_reason(denial, side):
     refusal = Refusal(denial, 'a"\\b', side)
     events = read_response([write_refusal(refusal)])
     head, body, end = events
@@ -161,12 +161,12 @@ def test_p60_a_refusal_is_a_whole_response_that_names_its_reason(denial, side):
     assert b"" == write_refusal(refusal, with_body=False).partition(b"\r\n\r\n")[2]
 
 
-def test_p60_codes_are_distinct():
+def test_rule_60_codes_are_distinct():
     codes = [Refusal(denial, side=side).code for denial in Denial for side in Side]
     assert sorted(set(codes)) == sorted(codes)
 
 
-def test_p60_what_was_sent_is_escaped_and_cut():
+def test_rule_60_what_was_sent_is_escaped_and_cut():
     with pytest.raises(RefusedError) as refused:
         parse_url("https://" + "é\x9b" * 200 + "/")
     detail = refused.value.refusal.detail
@@ -195,7 +195,7 @@ SECRET = b"s3cr3t-s3cr3t-s3cr3t"
         b"HTTP/1.1 204 OK\r\n\r\n" + SECRET,
     ],
 )
-def test_p49_a_refusal_of_an_answer_never_quotes_the_answer(answer):
+def test_rule_49_a_refusal_of_an_answer_never_quotes_the_answer(answer):
     refusal = read_response([answer])[-1]
     assert isinstance(refusal, Refusal)
     assert SECRET not in write_refusal(refusal)
@@ -216,11 +216,11 @@ def test_p49_a_refusal_of_an_answer_never_quotes_the_answer(answer):
         (UNTIL_CLOSE, 0, False, UNTIL_CLOSE),
     ],
 )
-def test_p53_a_client_can_always_tell_an_end_from_a_break(received, version, rewritten, expected):
+def test_rule_53_a_client_can_always_tell_an_end_from_a_break(received, version, rewritten, expected):
     assert expected == returned_framing(received, version, rewritten=rewritten)
 
 
-def test_p53_a_body_that_is_not_ended_is_a_break():
+def test_rule_53_a_body_that_is_not_ended_is_a_break():
     head = write_response(response(), [], CHUNKED, keep_alive=True)
     body = BodyWriter(CHUNKED)
     events = read_response([head, body.data(b"hello")])
@@ -229,7 +229,7 @@ def test_p53_a_body_that_is_not_ended_is_a_break():
     assert isinstance(read_response([head, b"hello"])[-1], Refusal)
 
 
-def test_p54_a_body_never_has_another_length_than_was_promised():
+def test_rule_54_a_body_never_has_another_length_than_was_promised():
     writer = BodyWriter(Framing(BodyKind.LENGTH, 3))
     assert b"ab" == writer.data(b"ab")
     with pytest.raises(ValueError, match="fewer"):
@@ -265,7 +265,7 @@ def test_a_responses_framing_is_written_for_the_client(head, framing, keep_alive
 
 
 @pytest.mark.parametrize("value", [b"a\r\nX: y", b"a\n", b"a\r", b"\x00", b"a\r\n\r\nGET / HTTP/1.1"])
-def test_p40_a_value_that_would_end_a_line_is_never_written(value):
+def test_rule_40_a_value_that_would_end_a_line_is_never_written(value):
     with pytest.raises(ValueError, match="not be accepted"):
         write_request("GET", TARGET, [(b"Authorization", value)], NO_BODY)
     with pytest.raises(ValueError, match="not be accepted"):
@@ -278,7 +278,7 @@ def test_p40_a_value_that_would_end_a_line_is_never_written(value):
         BodyWriter(CHUNKED).end(Headers([(b"X-Y", value)]))
 
 
-def test_p49_a_reason_phrase_is_written_anew():
+def test_rule_49_a_reason_phrase_is_written_anew():
     head = read_response([b"HTTP/1.1 200 " + SECRET + b"\r\nContent-Length: 0\r\n\r\n"])[0]
     assert isinstance(head, ResponseHead)
     assert write_response(head, [], NO_BODY, keep_alive=True).startswith(b"HTTP/1.1 200 OK\r\n")

@@ -61,49 +61,49 @@ def test_good_responses_are_read(file):
 
 
 @corpus(REQUESTS, "conflicting_framing")
-def test_p21_length_and_transfer_encoding_together_are_refused(file):
+def test_rule_21_length_and_transfer_encoding_together_are_refused(file):
     assert 1 == len(check_request(file))
 
 
 @corpus(RESPONSES, "conflicting_framing")
-def test_p21_from_the_upstream_too(file):
+def test_rule_21_from_the_upstream_too(file):
     assert 1 == len(check_response(file))
 
 
 @corpus(REQUESTS, "malformed_content_length")
-def test_p22_content_length_is_one_plain_number(file):
+def test_rule_22_content_length_is_one_plain_number(file):
     assert 1 == len(check_request(file))
 
 
 @corpus(RESPONSES, "malformed_content_length")
-def test_p22_from_the_upstream_too(file):
+def test_rule_22_from_the_upstream_too(file):
     assert 1 == len(check_response(file))
 
 
 @corpus(REQUESTS, "transfer_encoding_refused")
-def test_p23_transfer_encoding_is_exactly_one_chunked_on_http_1_1(file):
+def test_rule_23_transfer_encoding_is_exactly_one_chunked_on_http_1_1(file):
     assert 1 == len(check_request(file))
 
 
 @corpus(RESPONSES, "transfer_encoding_refused")
-def test_p23_from_the_upstream_too(file):
+def test_rule_23_from_the_upstream_too(file):
     assert 1 == len(check_response(file))
 
 
 @corpus(REQUESTS, "control_byte", "folded_header", "malformed_header", "malformed_start_line", "http_version")
-def test_p24_heads_have_one_grammar(file):
+def test_rule_24_heads_have_one_grammar(file):
     assert 1 == len(check_request(file))
 
 
 @corpus(
     RESPONSES, "control_byte", "folded_header", "malformed_header", "malformed_start_line", "http_version"
 )
-def test_p24_from_the_upstream_too(file):
+def test_rule_24_from_the_upstream_too(file):
     assert 1 == len(check_response(file))
 
 
 @pytest.mark.parametrize("byte", [*range(9), *range(0x0A, 0x20), 0x7F])
-def test_p24_no_control_byte_passes_anywhere_in_a_head(byte):
+def test_rule_24_no_control_byte_passes_anywhere_in_a_head(byte):
     good = b"GET http://a.example/ HTTP/1.1\r\nHost: a.example\r\nX: yz\r\n\r\n"
     for at in range(len(good)):
         data = good[:at] + bytes([byte]) + good[at:]
@@ -113,26 +113,26 @@ def test_p24_no_control_byte_passes_anywhere_in_a_head(byte):
 
 
 @corpus(REQUESTS, "malformed_chunk", "malformed_trailer")
-def test_p25_chunks_have_one_grammar(file):
+def test_rule_25_chunks_have_one_grammar(file):
     head, *payload, _refusal = check_request(file)
     assert isinstance(head, RequestHead)
     assert payload in ([], [b"hello"], [b"hell"], [b"hell\r"], [b"hell\r\n"[:5]])
 
 
 @corpus(RESPONSES, "malformed_chunk", "malformed_trailer")
-def test_p25_from_the_upstream_too(file):
+def test_rule_25_from_the_upstream_too(file):
     check_response(file)
 
 
 @pytest.mark.parametrize(
     "digits", [b"", b"0" * 16, b"f" * 16, b"1" * 100, b"-0", b"0x0", "٥".encode(), b"5L"]
 )
-def test_p25_a_chunk_size_is_at_most_fifteen_hex_digits(digits):
+def test_rule_25_a_chunk_size_is_at_most_fifteen_hex_digits(digits):
     events = read_request([CHUNKED + digits + b"\r\n"], eof=False)
     assert [Denial.BAD_CHUNK] == [event.denial for event in events[1:] if isinstance(event, Refusal)]
 
 
-def test_p25_a_size_line_that_never_ends_is_refused_at_its_limit():
+def test_rule_25_a_size_line_that_never_ends_is_refused_at_its_limit():
     reader = RequestReader()
     reader.feed(CHUNKED + b"5;")
     fed = 0
@@ -145,19 +145,19 @@ def test_p25_a_size_line_that_never_ends_is_refused_at_its_limit():
 
 
 @corpus(REQUESTS, "unexpected_body")
-def test_p07_connect_has_no_body(file):
+def test_rule_7_connect_has_no_body(file):
     check_request(file)
 
 
 @corpus(REQUESTS, "unexpected_bytes")
-def test_p29_bytes_between_connect_and_its_reply_are_refused(file):
+def test_rule_29_bytes_between_connect_and_its_reply_are_refused(file):
     head, end, refusal = check_request(file)
     assert isinstance(head, RequestHead)
     assert isinstance(end, End)
     assert isinstance(refusal, Refusal)
 
 
-def test_p29_in_a_later_read_too_and_not_after_the_reply():
+def test_rule_29_in_a_later_read_too_and_not_after_the_reply():
     connect = b"CONNECT a.example:443 HTTP/1.1\r\nHost: a.example:443\r\n\r\n"
     reader = RequestReader()
     assert 2 == len(reader.feed(connect))
@@ -169,7 +169,7 @@ def test_p29_in_a_later_read_too_and_not_after_the_reply():
 
 
 @corpus(REQUESTS, "http2_refused")
-def test_p30_http_2_in_clear_text_is_refused(file):
+def test_rule_30_http_2_in_clear_text_is_refused(file):
     assert 1 == len(check_request(file))
 
 
@@ -179,17 +179,17 @@ def test_expectations_but_100_continue_are_refused(file):
 
 
 @corpus(REQUESTS, "head_too_large", "too_many_headers")
-def test_p32_heads_have_a_size(file):
+def test_rule_32_heads_have_a_size(file):
     assert 1 == len(check_request(file))
 
 
 @corpus(RESPONSES, "head_too_large", "too_many_headers", "too_many_interim")
-def test_p32_from_the_upstream_too(file):
+def test_rule_32_from_the_upstream_too(file):
     check_response(file)
 
 
 @pytest.mark.parametrize("over", [0, 1])
-def test_p32_the_limit_is_exact_however_the_head_comes(over):
+def test_rule_32_the_limit_is_exact_however_the_head_comes(over):
     head = b"GET http://a.example/ HTTP/1.1\r\nHost: a.example\r\n\r\n"
     limits = HeadLimits(bytes=len(head) - over)
     for pieces in ([head], cut(head, range(1, len(head))), cut(head, [len(head) - 1])):
@@ -198,7 +198,7 @@ def test_p32_the_limit_is_exact_however_the_head_comes(over):
         assert bool(over) == isinstance(events[-1], Refusal)
 
 
-def test_p32_a_slow_head_is_one_that_has_begun_and_is_not_complete():
+def test_rule_32_a_slow_head_is_one_that_has_begun_and_is_not_complete():
     reader = RequestReader()
     assert (True, False) == (reader.idle, reader.in_head)
     reader.feed(b"G")
@@ -207,7 +207,7 @@ def test_p32_a_slow_head_is_one_that_has_begun_and_is_not_complete():
     assert (False, False) == (reader.idle, reader.in_head)
 
 
-def test_p32_what_cannot_become_a_head_is_refused_before_it_ends():
+def test_rule_32_what_cannot_become_a_head_is_refused_before_it_ends():
     for start in (
         b"\x16\x03\x01",
         b"GET /\x00",
@@ -218,18 +218,18 @@ def test_p32_what_cannot_become_a_head_is_refused_before_it_ends():
 
 
 @corpus(REQUESTS, "truncated")
-def test_p53_a_request_that_breaks_off_is_no_request(file):
+def test_rule_53_a_request_that_breaks_off_is_no_request(file):
     check_request(file)
 
 
 @corpus(RESPONSES, "truncated")
-def test_p53_an_upstream_that_breaks_off_never_looks_like_a_clean_end(file):
+def test_rule_53_an_upstream_that_breaks_off_never_looks_like_a_clean_end(file):
     events = check_response(file)
     assert not [event for event in events if isinstance(event, End)]
 
 
 @corpus(RESPONSES, "ok")
-def test_p53_every_prefix_of_a_response_is_incomplete(file):
+def test_rule_53_every_prefix_of_a_response_is_incomplete(file):
     data = file.read_bytes()
     whole = read_response([data])
     for length in range(len(data)):
@@ -241,7 +241,7 @@ def test_p53_every_prefix_of_a_response_is_incomplete(file):
         assert framed_by_close or events != whole
 
 
-def test_p52_payload_comes_out_as_soon_as_it_is_in():
+def test_rule_52_payload_comes_out_as_soon_as_it_is_in():
     reader = ResponseReader()
     reader.expect("GET")
     reader.feed(OK + b"Content-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
@@ -251,7 +251,7 @@ def test_p52_payload_comes_out_as_soon_as_it_is_in():
     assert [b"data: 3\n\n"] == reader.feed(b"\r\n9\r\ndata: 3\n\n")
 
 
-def test_p53_a_body_until_the_end_needs_a_clean_end():
+def test_rule_53_a_body_until_the_end_needs_a_clean_end():
     response = OK + b"\r\nhello"
     assert isinstance(read_response([response], clean=True)[-1], End)
     last = read_response([response], clean=False)[-1]
@@ -260,7 +260,7 @@ def test_p53_a_body_until_the_end_needs_a_clean_end():
 
 
 @given(st.binary(max_size=2000), st.lists(st.integers(1, 700), max_size=8), st.booleans())
-def test_p54_payload_is_byte_exact(payload, sizes, chunked):
+def test_rule_54_payload_is_byte_exact(payload, sizes, chunked):
     if chunked:
         body, rest = b"", payload
         for size in [*sizes, len(payload) + 1]:
@@ -312,14 +312,14 @@ def test_responses_without_a_body_end_with_their_head(method, response, kind):
         b"",
     ],
 )
-def test_p71_a_connection_with_any_anomaly_is_not_used_again(response):
+def test_rule_71_a_connection_with_any_anomaly_is_not_used_again(response):
     reader = ResponseReader()
     reader.expect("GET")
     reader.feed(response)
     assert not reader.reusable
 
 
-def test_p71_a_clean_connection_is_used_again_and_early_bytes_end_it():
+def test_rule_71_a_clean_connection_is_used_again_and_early_bytes_end_it():
     reader = ResponseReader()
     for _ in range(3):
         reader.expect("GET")
@@ -333,18 +333,18 @@ def test_p71_a_clean_connection_is_used_again_and_early_bytes_end_it():
     assert not reader.reusable
 
 
-def test_p71_bytes_before_the_first_request_are_refused():
+def test_rule_71_bytes_before_the_first_request_are_refused():
     reader = ResponseReader()
     assert isinstance(reader.feed(OK + b"Content-Length: 0\r\n\r\n")[-1], Refusal)
     assert not reader.reusable
 
 
 @corpus(RESPONSES, "unexpected_bytes", "unexpected_body", "upgrade_refused")
-def test_p71_what_no_response_has_is_refused(file):
+def test_rule_71_what_no_response_has_is_refused(file):
     check_response(file)
 
 
-def test_p71_1xx_responses_are_passed_on_but_counted():
+def test_rule_71_1xx_responses_are_passed_on_but_counted():
     interim = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
     final = OK + b"Content-Length: 0\r\n\r\n"
     assert [103] * MAX_INTERIM + [200] == [
@@ -355,7 +355,7 @@ def test_p71_1xx_responses_are_passed_on_but_counted():
     assert "upstream_too_many_interim" == reason_of(read_response([interim * (MAX_INTERIM + 1) + final]))
 
 
-def test_p31_requests_on_one_connection_are_read_one_at_a_time():
+def test_rule_31_requests_on_one_connection_are_read_one_at_a_time():
     first = POST + b"Content-Length: 3\r\n\r\none"
     second = b"GET http://b.example/ HTTP/1.1\r\nHost: b.example\r\n\r\n"
     reader = RequestReader()
@@ -371,7 +371,7 @@ def test_p31_requests_on_one_connection_are_read_one_at_a_time():
     assert reader.eof() is None
 
 
-def test_p31_what_is_kept_of_next_requests_is_bounded():
+def test_rule_31_what_is_kept_of_next_requests_is_bounded():
     reader = RequestReader()
     get = b"GET http://a.example/ HTTP/1.1\r\nHost: a.example\r\n\r\n"
     reader.feed(get)
@@ -382,7 +382,7 @@ def test_p31_what_is_kept_of_next_requests_is_bounded():
     assert (True, 0) == (kept <= MAX_SURPLUS, reader.surplus)
 
 
-def test_p31_nothing_is_read_after_a_refusal():
+def test_rule_31_nothing_is_read_after_a_refusal():
     reader = RequestReader()
     refused = reader.feed(POST + b"Content-Length: x\r\n\r\n")
     assert isinstance(refused[-1], Refusal)

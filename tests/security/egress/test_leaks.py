@@ -49,7 +49,7 @@ def names(findings):
 
 
 @spelled
-def test_p45_a_request_with_a_secret_in_its_url_is_refused(name, encoding):
+def test_rule_45_a_request_with_a_secret_in_its_url_is_refused(name, encoding):
     text = ENCODINGS[encoding](SECRETS[name]).decode()
     for url in (f"https://api.example.com/a/{text}", f"https://api.example.com/?q=x{text}&y=1"):
         verdict = detector.outbound_head(url, [], REPORT)
@@ -58,7 +58,7 @@ def test_p45_a_request_with_a_secret_in_its_url_is_refused(name, encoding):
 
 
 @spelled
-def test_p45_a_request_with_a_secret_in_a_header_value_is_refused(name, encoding):
+def test_rule_45_a_request_with_a_secret_in_a_header_value_is_refused(name, encoding):
     value = b"x " + ENCODINGS[encoding](SECRETS[name])
     verdict = detector.outbound_head("https://a.test/", [(b"accept", b"*/*"), (b"x-note", value)], REPORT)
     assert verdict.refused
@@ -67,7 +67,7 @@ def test_p45_a_request_with_a_secret_in_a_header_value_is_refused(name, encoding
 
 
 @spelled
-def test_p45_a_request_with_a_secret_in_a_header_name_is_refused(name, encoding):
+def test_rule_45_a_request_with_a_secret_in_a_header_name_is_refused(name, encoding):
     header = b"x-" + ENCODINGS[encoding](SECRETS[name])
     for spelling in (header, header.lower()):
         if spelling != header and "base64" in encoding:
@@ -78,7 +78,7 @@ def test_p45_a_request_with_a_secret_in_a_header_name_is_refused(name, encoding)
 
 
 @spelled
-def test_p45_a_request_with_a_secret_in_its_body_is_refused(name, encoding):
+def test_rule_45_a_request_with_a_secret_in_its_body_is_refused(name, encoding):
     body = b"\x00before" + ENCODINGS[encoding](SECRETS[name]) + b"after"
     with pytest.raises(LeakError) as caught:
         pump(detector.outbound_body(REPORT), [body])
@@ -87,7 +87,7 @@ def test_p45_a_request_with_a_secret_in_its_body_is_refused(name, encoding):
 
 
 @spelled
-def test_p45_a_secret_in_a_response_is_replaced(name, encoding):
+def test_rule_45_a_secret_in_a_response_is_replaced(name, encoding):
     body = b'{"a": "' + ENCODINGS[encoding](SECRETS[name]) + b'", "b": 1}'
     given = pump(detector.inbound_body(text=False), [body])
     assert given.startswith(b'{"a": "')
@@ -96,23 +96,23 @@ def test_p45_a_secret_in_a_response_is_replaced(name, encoding):
     assert left_over(encoding, given[7:-10]) == 0
 
 
-def test_p45_a_secret_as_a_host_label_is_refused():
+def test_rule_45_a_secret_as_a_host_label_is_refused():
     verdict = detector.outbound_head(f"https://{SECRETS['token'].lower()}.example.com/", [], REPORT)
     assert verdict.refused
 
 
-def test_p45_a_secret_under_ten_percent_encodings_is_refused():
+def test_rule_45_a_secret_under_ten_percent_encodings_is_refused():
     text = "".join("%" + "25" * 9 + f"{byte:02x}" for byte in SECRETS["token"].encode())
     assert detector.outbound_head(f"https://a.test/{text}", [], REPORT).refused
 
 
-def test_p45_a_part_of_a_long_secret_is_refused():
+def test_rule_45_a_part_of_a_long_secret_is_refused():
     part = SECRETS["long"][100:200].encode()
     with pytest.raises(LeakError):
         pump(detector.outbound_body(REPORT), [part])
 
 
-def test_p45_no_match_of_a_known_secret_is_longer_than_what_is_held():
+def test_rule_45_no_match_of_a_known_secret_is_longer_than_what_is_held():
     widest = LeakDetector([("wide", "😀" * 200)])
     body = "".join("%25252525"[: 1 + 6] + f"{byte:02x}" for byte in ("😀" * 64).encode()).encode()
     assert len(body) <= LONGEST < HOLD
@@ -122,7 +122,7 @@ def test_p45_no_match_of_a_known_secret_is_longer_than_what_is_held():
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_p45_a_shape_is_treated_as_the_rule_says(name):
+def test_rule_45_a_shape_is_treated_as_the_rule_says(name):
     example = EXAMPLES[name].encode()
     line = example.replace(b"\n", b" ")
     body = b"a=1 " + example + b"; b=2"
@@ -143,14 +143,14 @@ def test_p45_a_shape_is_treated_as_the_rule_says(name):
     assert detector.outbound_head(f"https://a.test/?t={line.decode()}", [], REDACT).refused
 
 
-def test_p45_what_lacks_its_checksum_is_reported_and_not_refused():
+def test_rule_45_what_lacks_its_checksum_is_reported_and_not_refused():
     other = EXAMPLES["npm_token"][:-1] + "_"[:0] + ("0" if EXAMPLES["npm_token"][-1] != "0" else "1")
     verdict = detector.outbound_head("https://a.test/", [(b"x-a", other.encode())], BLOCK)
     assert verdict.findings == (Finding("npm_token", Kind.CREDENTIAL, Place.HEADER_VALUE, Action.REPORTED),)
     assert pump(detector.inbound_body(text=True), [other.encode()]) == b"[REDACTED]"
 
 
-def test_p45_a_shape_inside_basic_is_found():
+def test_rule_45_a_shape_inside_basic_is_found():
     value = b"Basic " + base64.b64encode(b"x-access-token:" + EXAMPLES["github_server_token"].encode())
     for on_shape in (BLOCK, REDACT):
         assert detector.outbound_head("https://a.test/", [(b"authorization", value)], on_shape).refused
@@ -161,7 +161,7 @@ def test_p45_a_shape_inside_basic_is_found():
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
-def test_p46_every_secret_in_every_encoding_split_anywhere(data):
+def test_rule_46_every_secret_in_every_encoding_split_anywhere(data):
     name = data.draw(st.sampled_from(sorted(SECRETS)))
     encoding = data.draw(st.sampled_from(sorted(ENCODINGS)))
     encoded = ENCODINGS[encoding](SECRETS[name])
@@ -184,7 +184,7 @@ def test_p46_every_secret_in_every_encoding_split_anywhere(data):
 
 
 @spelled
-def test_p46_one_byte_chunks(name, encoding):
+def test_rule_46_one_byte_chunks(name, encoding):
     encoded = ENCODINGS[encoding](SECRETS[name])
     body = b"first\n" + encoded + b"\nlast"
     given = pump(detector.inbound_body(text=True), cut(body, 1))
@@ -195,7 +195,7 @@ def test_p46_one_byte_chunks(name, encoding):
 
 @pytest.mark.parametrize("name", EXAMPLES)
 @pytest.mark.parametrize("size", [1, 5, 4096])
-def test_p46_shapes_in_chunks(name, size):
+def test_rule_46_shapes_in_chunks(name, size):
     lines = EXAMPLES[name].splitlines()
     body = b"x" * 9000 + b" " + EXAMPLES[name].encode() + b" " + b"x" * 9000
     given = pump(detector.inbound_body(text=True), cut(body, size))
@@ -204,7 +204,7 @@ def test_p46_shapes_in_chunks(name, size):
     assert given.endswith(b" " + b"x" * 9000)
 
 
-def test_p46_a_shape_longer_than_all_that_is_held_goes_whole():
+def test_rule_46_a_shape_longer_than_all_that_is_held_goes_whole():
     token = b"xoxb-" + b"a1" * 20_000
     for keep_length in (False, True):
         scanner = detector.inbound_body(text=True, keep_length=keep_length)
@@ -239,7 +239,7 @@ compressed = pytest.mark.parametrize("coding", COMPRESSED)
 
 @compressed
 @pytest.mark.parametrize("size", [1, 10, 100_000])
-def test_p47_a_secret_in_a_compressed_body_never_goes_on(coding, size):
+def test_rule_47_a_secret_in_a_compressed_body_never_goes_on(coding, size):
     named, compress = COMPRESSED[coding]
     secret = SECRETS["token"].encode()
     body = compress(random.Random(1).randbytes(20_000) + secret)
@@ -277,14 +277,14 @@ def partly_decoded(named, data):
 
 @compressed
 @pytest.mark.parametrize("size", [1, 10, 100_000])
-def test_p47_a_clean_compressed_body_goes_on_as_it_came(coding, size):
+def test_rule_47_a_clean_compressed_body_goes_on_as_it_came(coding, size):
     named, compress = COMPRESSED[coding]
     body = compress(random.Random(2).randbytes(30_000) + b"line\n" * 1000)
     scanner = EncodedScanner(codings_of([named]), detector.inbound_body(text=True, encoded=True))
     assert pump(scanner, cut(body, size)) == body
 
 
-def test_p47_events_in_a_compressed_stream_are_prompt():
+def test_rule_47_events_in_a_compressed_stream_are_prompt():
     stream = zlib.compressobj(wbits=31)
     scanner = EncodedScanner((b"gzip",), detector.inbound_body(text=True, encoded=True))
     for number in range(5):
@@ -293,7 +293,7 @@ def test_p47_events_in_a_compressed_stream_are_prompt():
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate", "both"])
-def test_p47_a_body_that_decodes_to_far_more_than_it_is_ends(coding):
+def test_rule_47_a_body_that_decodes_to_far_more_than_it_is_ends(coding):
     named, compress = COMPRESSED[coding]
     bomb = compress(bytes(200 << 20))
     scanner = EncodedScanner(codings_of([named]), detector.inbound_body(text=False, encoded=True))
@@ -304,12 +304,12 @@ def test_p47_a_body_that_decodes_to_far_more_than_it_is_ends(coding):
 @pytest.mark.parametrize(
     "value", [b"br", b"zstd", b"compress", b"gzip, br", b"gzip, gzip, gzip", b"gzip;q=1"]
 )
-def test_p47_other_encodings_are_refused(value):
+def test_rule_47_other_encodings_are_refused(value):
     with pytest.raises(CodingError):
         codings_of([value])
 
 
-def test_p47_identity_is_no_encoding():
+def test_rule_47_identity_is_no_encoding():
     assert codings_of([]) == codings_of([b"identity", b""]) == ()
 
 
@@ -323,7 +323,7 @@ def test_p47_identity_is_no_encoding():
         (b"gzip", b"\x1f"),
     ],
 )
-def test_p47_what_is_not_what_it_says_does_not_end_well(named, body):
+def test_rule_47_what_is_not_what_it_says_does_not_end_well(named, body):
     scanner = EncodedScanner((named,), detector.inbound_body(text=True, encoded=True))
     with pytest.raises(CodingError):
         pump(scanner, [body])
@@ -332,14 +332,14 @@ def test_p47_what_is_not_what_it_says_does_not_end_well(named, body):
 # 48, 52, 53, 54, 67
 
 
-def test_p48_what_was_not_searched_stays_when_the_stream_breaks_off():
+def test_rule_48_what_was_not_searched_stays_when_the_stream_breaks_off():
     scanner = detector.inbound_body(text=True)
     secret = SECRETS["token"].encode()
     # No finish(): reading failed.
     assert scanner.feed(b"line\n" + secret[:-1]) == b"line\n"
 
 
-def test_p48_nothing_goes_on_after_a_refusal():
+def test_rule_48_nothing_goes_on_after_a_refusal():
     scanner = detector.outbound_body(BLOCK)
     with pytest.raises(LeakError):
         scanner.feed(SECRETS["token"].encode() + b"\n")
@@ -349,7 +349,7 @@ def test_p48_nothing_goes_on_after_a_refusal():
 
 
 @spelled
-def test_p49_response_headers_and_trailers_are_cleaned(name, encoding):
+def test_rule_49_response_headers_and_trailers_are_cleaned(name, encoding):
     encoded = ENCODINGS[encoding](SECRETS[name])
     headers = [
         (b"Set-Cookie", b"s=" + encoded + b"; Path=/"),
@@ -371,18 +371,18 @@ def test_p49_response_headers_and_trailers_are_cleaned(name, encoding):
         assert left_over(encoding, cookie[2:-8]) == 0
 
 
-def test_p49_a_header_whose_secret_cannot_be_cut_out_is_left_out():
+def test_rule_49_a_header_whose_secret_cannot_be_cut_out_is_left_out():
     value = b"Basic " + base64.b64encode(EXAMPLES["npm_token"].encode())
     assert detector.inbound_head([(b"x-echo", value), (b"x", b"1")]).headers == ((b"x", b"1"),)
 
 
-def test_p49_outbound_trailers_are_judged_like_headers():
+def test_rule_49_outbound_trailers_are_judged_like_headers():
     verdict = detector.outbound_trailers([(b"x-sum", SECRETS["token"].encode())], BLOCK)
     assert verdict.refused
     assert {found.place for found in verdict.findings} == {Place.TRAILER}
 
 
-def test_p52_events_are_not_delayed():
+def test_rule_52_events_are_not_delayed():
     scanner = detector.inbound_body(text=True)
     for number in range(20):
         event = b"event: x\ndata: %d\n\n" % number
@@ -391,18 +391,18 @@ def test_p52_events_are_not_delayed():
 
 @settings(max_examples=100)
 @given(st.binary(max_size=30_000), st.integers(1, 9000), st.booleans())
-def test_p54_bodies_without_a_finding_are_byte_exact(body, size, text):
+def test_rule_54_bodies_without_a_finding_are_byte_exact(body, size, text):
     for scanner in (detector.inbound_body(text=text), detector.outbound_body(BLOCK)):
         assert pump(scanner, cut(body, size)) == body
         assert not scanner.found
 
 
-def test_p54_large_binary_bodies_are_byte_exact():
+def test_rule_54_large_binary_bodies_are_byte_exact():
     body = random.Random(3).randbytes(5 << 20)
     assert pump(detector.inbound_body(text=True), cut(body, 65_536)) == body
 
 
-def test_p54_redaction_can_keep_the_length():
+def test_rule_54_redaction_can_keep_the_length():
     secret = SECRETS["token"].encode()
     body = b"a" + secret + b"b\n" + secret[:5]
     given = pump(detector.inbound_body(text=True, keep_length=True), cut(body, 3))
@@ -414,7 +414,7 @@ def test_p54_redaction_can_keep_the_length():
     st.lists(st.one_of(st.just("\n"), st.text("ab\n", max_size=3), st.just("x" * 3000)), max_size=30),
     st.integers(1, 5000),
 )
-def test_p67_what_is_held_depends_on_line_feeds_and_lengths_alone(parts, size):
+def test_rule_67_what_is_held_depends_on_line_feeds_and_lengths_alone(parts, size):
     # The same lengths and line feeds, here as beginnings of a secret: not one byte is held more or less.
     plain = "".join(parts)
     secret = iter(SECRETS["long"] * 1000)
@@ -426,7 +426,7 @@ def test_p67_what_is_held_depends_on_line_feeds_and_lengths_alone(parts, size):
             assert len(a.feed(left)) == len(b.feed(right))
 
 
-def test_p67_every_prefix_of_a_secret_is_held_alike():
+def test_rule_67_every_prefix_of_a_secret_is_held_alike():
     secret = SECRETS["token"].encode()
     held = []
     for known in range(len(secret)):
@@ -436,7 +436,7 @@ def test_p67_every_prefix_of_a_secret_is_held_alike():
     assert len({tuple(one) for one in held}) == 1
 
 
-def test_p67_at_most_a_constant_number_of_bytes_is_held():
+def test_rule_67_at_most_a_constant_number_of_bytes_is_held():
     scanner = detector.inbound_body(text=True)
     sent = given = 0
     for size in (1, 100, HOLD, 10_000, 1, 70_000, 5):
@@ -448,7 +448,7 @@ def test_p67_at_most_a_constant_number_of_bytes_is_held():
 # 76
 
 
-def test_p76_a_retired_value_stays_known():
+def test_rule_76_a_retired_value_stays_known():
     both = LeakDetector([("key", "old-value-0123456789"), ("key", "new-value-0123456789")])
     for value in (b"old-value-0123456789", b"new-value-0123456789"):
         assert pump(both.inbound_body(text=False), [value]) == b"[REDACTED]"

@@ -46,20 +46,20 @@ def denial_of(decision):
         "[2001:db8::1]",
     ],
 )
-def test_p05_a_suffix_never_matches_another_domain(host):
+def test_rule_5_a_suffix_never_matches_another_domain(host):
     decision = decide(grant("*.x.com"), parse_url(f"https://{host}/"), "GET")
     assert Denial.HOST_NOT_ALLOWED is denial_of(decision)
 
 
 @pytest.mark.parametrize("host", ["a.x.com", "A.B.X.com", "a.x.com.", "_x.x.com"])
-def test_p05_a_suffix_matches_what_is_below_it(host):
+def test_rule_5_a_suffix_matches_what_is_below_it(host):
     assert decide(grant("*.x.com"), parse_url(f"https://{host}/"), "GET").allowed
 
 
 @pytest.mark.parametrize(
     ("port", "allowed"), [(80, True), (443, True), (8443, False), (1, False), (65535, False)]
 )
-def test_p06_a_port_outside_the_rule_is_refused(port, allowed):
+def test_rule_6_a_port_outside_the_rule_is_refused(port, allowed):
     for method, text in (("GET", f"https://a.example:{port}/"), ("CONNECT", f"a.example:{port}")):
         decision = decide(grant("a.example"), target_of(method, text), method)
         assert allowed == decision.allowed
@@ -67,12 +67,12 @@ def test_p06_a_port_outside_the_rule_is_refused(port, allowed):
 
 
 @given(st.sampled_from(["GET", "POST", "CONNECT"]), st.from_regex(r"[a-z]{1,8}\.example", fullmatch=True))
-def test_p08_an_empty_grant_refuses_everything(method, host):
+def test_rule_8_an_empty_grant_refuses_everything(method, host):
     text = f"{host}:443" if method == "CONNECT" else f"https://{host}/"
     assert Denial.NO_RULES is denial_of(decide(grant(), target_of(method, text), method))
 
 
-def test_p09_every_way_in_gets_the_same_decision():
+def test_rule_9_every_way_in_gets_the_same_decision():
     rules_of = grant({"host": "a.example", "methods": ["GET"], "path_prefixes": ["/ok"]})
     tunnel = target_of("CONNECT", "a.example:443")
     for path, allowed in (("/ok/x", True), ("/no", False)):
@@ -90,7 +90,7 @@ def test_p09_every_way_in_gets_the_same_decision():
         assert [allowed] == [decision.allowed for decision in decisions]
 
 
-def test_p31_a_tunnels_requests_are_decided_by_themselves():
+def test_rule_31_a_tunnels_requests_are_decided_by_themselves():
     rules_of = grant({"host": "a.example", "methods": ["GET"], "path_prefixes": ["/ok"]})
     tunnel = target_of("CONNECT", "a.example:443")
     opened = decide(rules_of, tunnel, "CONNECT")
@@ -103,11 +103,11 @@ def test_p31_a_tunnels_requests_are_decided_by_themselves():
 
 
 @pytest.mark.parametrize("method", ["TRACE", "TRACK", "trace", "Track", "CONNECT", "connect"])
-def test_p70_methods_that_are_never_passed_on(method):
+def test_rule_70_methods_that_are_never_passed_on(method):
     assert Denial.METHOD_REFUSED is denial_of(decide(grant("*"), parse_url("https://a.example/"), method))
 
 
-def test_p70_only_connect_opens_a_tunnel():
+def test_rule_70_only_connect_opens_a_tunnel():
     assert Denial.METHOD_REFUSED is denial_of(
         decide(grant("*"), target_of("CONNECT", "a.example:443"), "GET")
     )
@@ -143,12 +143,12 @@ def test_methods_are_compared_as_they_are(method):
         ("/", False),
     ],
 )
-def test_p41_path_rules_see_the_canonical_path(path, allowed):
+def test_rule_41_path_rules_see_the_canonical_path(path, allowed):
     rules_of = grant({"host": "a.example", "path_prefixes": ["/repos/me"]})
     assert allowed == decide(rules_of, parse_url(f"https://a.example{path}"), "GET").allowed
 
 
-def test_p41_the_query_is_no_part_of_the_path():
+def test_rule_41_the_query_is_no_part_of_the_path():
     rules_of = grant({"host": "a.example", "path_prefixes": ["/ok"]})
     assert not decide(rules_of, parse_url("https://a.example/no?/ok"), "GET").allowed
     assert decide(rules_of, parse_url("https://a.example/ok?/../no"), "GET").allowed
@@ -256,11 +256,11 @@ SCOPE = CredentialScope(("api.example",), (443,), ("GET",), ("/v1",))
         ("https://api.example/v11", "GET", False),
     ],
 )
-def test_p38_a_credential_goes_to_its_own_requests_alone(url, method, attached):
+def test_rule_38_a_credential_goes_to_its_own_requests_alone(url, method, attached):
     assert attached == may_attach(SCOPE, parse_url(url), method)
 
 
-def test_p38_clear_text_needs_the_operators_mark_and_tunnels_get_nothing():
+def test_rule_38_clear_text_needs_the_operators_mark_and_tunnels_get_nothing():
     plain = CredentialScope(("api.example",), (80, 443), plain=True)
     assert may_attach(plain, parse_url("http://api.example/"), "GET")
     assert not may_attach(
@@ -270,7 +270,7 @@ def test_p38_clear_text_needs_the_operators_mark_and_tunnels_get_nothing():
     assert not may_attach(CredentialScope(("*.example",), (443,)), parse_url("https://api.example/"), "GET")
 
 
-def test_p16_deciding_resolves_nothing():
+def test_rule_16_deciding_resolves_nothing():
     source = inspect.getsource(rules)
     assert not {"socket", "asyncio", "getaddrinfo"} & set(source.replace(".", " ").split())
     assert Form.CONNECT is target_of("CONNECT", "nowhere.invalid:443").form

@@ -72,7 +72,7 @@ async def test_a_restart_with_an_empty_newest_file_finds_the_chain(tmp_path):
     assert (verify(tmp_path).ok, verify(tmp_path).last_sequence) == (True, 3)
 
 
-async def test_full_files_are_removed_by_age_never_by_number_alone(tmp_path):
+async def test_rule_75_full_files_are_removed_by_age_never_by_number_alone(tmp_path):
     await written(tmp_path, 60, max_file_bytes=4096, keep_files=1)
     closed = sorted(tmp_path.glob("audit-0*.jsonl"))
     assert len(closed) > 3
@@ -157,7 +157,7 @@ async def test_a_log_that_was_cut_short_lacks_the_expected_head(tmp_path):
     assert (verdict.ok, verdict.expected_head) == (False, "not found")
 
 
-async def test_a_log_that_was_written_anew_lacks_the_expected_head(tmp_path):
+async def test_rule_75_a_log_that_was_written_anew_lacks_the_expected_head(tmp_path):
     head = await written(tmp_path / "a", 5)
     await written(tmp_path / "b", 6)
     verdict = verify(tmp_path / "b", head)
@@ -190,7 +190,7 @@ def test_a_head_that_is_none_is_said(tmp_path):
 
 async def test_two_servers_cannot_write_one_log(tmp_path):
     async with AuditLog(tmp_path):
-        with pytest.raises(ClawboxError, match="another server") as caught:
+        with pytest.raises(ClawboxError, match="a server that is running writes there") as caught:
             await written(tmp_path, 1)
     assert caught.value.reason is Reason.AUDIT_UNAVAILABLE
     await written(tmp_path, 1)
@@ -212,7 +212,7 @@ async def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
 # Contents
 
 
-async def test_long_values_are_cut_to_1_kib_and_odd_ones_are_written(tmp_path):
+async def test_rule_75_long_values_are_cut_to_1_kib_and_odd_ones_are_written(tmp_path):
     async with AuditLog(tmp_path) as log:
         log.append(
             "execute",
@@ -234,7 +234,7 @@ async def test_long_values_are_cut_to_1_kib_and_odd_ones_are_written(tmp_path):
     assert verify(tmp_path).ok
 
 
-async def test_beyond_a_rate_rows_of_strangers_are_counted_in_one(tmp_path):
+async def test_rule_75_beyond_a_rate_rows_of_strangers_are_counted_in_one(tmp_path):
     async with AuditLog(tmp_path) as log:
         for number in range(1000):
             log.append_counted("token_refused", decision="denied", peer=f"10.0.0.{number % 256}")
@@ -281,7 +281,7 @@ class FullDisk:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-async def test_on_a_full_disk_running_calls_are_recorded_and_new_ones_refused(tmp_path, monkeypatch):
+async def test_rule_99_on_a_full_disk_running_calls_are_recorded_and_new_ones_refused(tmp_path, monkeypatch):
     async with AuditLog(tmp_path) as log:
         log.require()
         disk = FullDisk(monkeypatch, room=0)
@@ -299,11 +299,12 @@ async def test_on_a_full_disk_running_calls_are_recorded_and_new_ones_refused(tm
             log.require()
         assert caught.value.reason is Reason.AUDIT_UNAVAILABLE
         assert "No space left" in caught.value.message
+        assert log.append("execute") == 2  # of a call that ran on while others were refused
         monkeypatch.undo()
         monkeypatch.setattr(log_module, "_RETRY_EVERY_S", 0)
         log._next_try = 0
         log.require()
-        assert log.append("execute") == 2
+        assert log.append("execute") == 3
     assert verify(tmp_path).ok
 
 

@@ -1,11 +1,9 @@
 import asyncio
-import sys
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from clawbox.children import launcher as launcher_module
 from clawbox.children.channel import FrameProtocol
 from clawbox.children.enforcement import can_have_own_uids
 from clawbox.children.launcher import Launcher
@@ -58,23 +56,13 @@ class Probe:
             await self.broken
 
 
-def importable(kind, descriptor):
-    """The forkserver's own command, with the tests' folder importable."""
-    start = (
-        f"import sys; sys.path.insert(0, {ROOT!r}); "
-        "from clawbox.children.forkserver import main; main(sys.argv[1:])"
-    )
-    return [sys.executable, "-I", "-c", start, kind, str(descriptor)]
-
-
 @pytest.fixture
 def uids():
     return UidRange(FIRST_UID, 50) if can_have_own_uids() else None
 
 
 @pytest.fixture
-async def launcher(monkeypatch, uids):
-    monkeypatch.setattr(launcher_module, "command", importable)
+async def launcher(uids):
     async with Launcher(PROBE, uids) as running:
         yield running
 

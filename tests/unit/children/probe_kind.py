@@ -36,6 +36,8 @@ def _attempt(action):
         result = action()
     except OSError as error:
         return f"errno {error.errno}"
+    except ValueError:
+        return "refused"  # as setrlimit says EPERM
     return result if isinstance(result, (int, str)) else "worked"
 
 
@@ -97,7 +99,9 @@ class ProbeKind:
             case "net":
                 return os.pread(self._net, 8192, 0).decode()
             case "ids":
-                return [os.getuid(), os.getgid(), me]
+                # The calls that would say it are refused.
+                status = _status_fields(self._status)
+                return [int(status["Uid"].split()[0]), int(status["Gid"].split()[0]), me]
             case "syscall":
                 return _syscall(argument)
             case "limits":
@@ -133,10 +137,24 @@ class ProbeKind:
                 return _attempt(lambda: _syscall(234, argument, argument, 0))
             case "prlimit_other":
                 return _attempt(lambda: resource.prlimit(argument, resource.RLIMIT_CORE))
+            case "allocate":
+                # Private memory; never touched, so that it costs nothing but the kernel's count.
+                return _attempt(lambda: mmap.mmap(-1, argument << 20, mmap.MAP_PRIVATE))
+            case "reserve":
+                return _attempt(lambda: mmap.mmap(-1, argument << 20, mmap.MAP_PRIVATE, mmap.PROT_READ))
+            case "uncounted_memory":
+                # Shared, and growing downwards (0x100).
+                flags = (mmap.MAP_SHARED, mmap.MAP_PRIVATE | 0x100)
+                return [_attempt(lambda f=f: mmap.mmap(-1, 4096, f)) for f in flags]
+            case "raise_limits":
+                return [
+                    _attempt(lambda w=w: resource.setrlimit(w, (-1, -1)))
+                    for w in (resource.RLIMIT_DATA, resource.RLIMIT_AS, resource.RLIMIT_STACK)
+                ]
             case "executable_memory":
                 return [
-                    _attempt(lambda: mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_EXEC)),
-                    _attempt(lambda: mmap.mmap(-1, 4096)),
+                    _attempt(lambda: mmap.mmap(-1, 4096, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_EXEC)),
+                    _attempt(lambda: mmap.mmap(-1, 4096, mmap.MAP_PRIVATE)),
                 ]
             case "dumpable":
                 return _attempt(lambda: _libc.prctl(3, 0, 0, 0, 0))

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from clawbox.children import launcher as launcher_module
 from clawbox.children.channel import FrameError
 from clawbox.children.launcher import ChildrenUnavailableError, Launcher, LoadFailedError
 from clawbox.children.uids import UidRange, UidsExhaustedError
-from tests.unit.children.conftest import Probe
+from tests.unit.children.conftest import ROOT, Probe
 
 
 def open_descriptors():
@@ -76,6 +75,30 @@ async def test_children_know_what_was_loaded_before_them(launcher):
     await after.close()
 
 
+async def test_any_number_of_things_can_be_loaded_at_once(launcher):
+    async with asyncio.timeout(30):
+        await asyncio.gather(*(launcher.load(f"{number}", b"x" * 200) for number in range(1000)))
+    assert len(launcher.loaded) == 1000
+
+
+async def test_a_forkserver_that_takes_nothing_is_replaced(launcher):
+    probe = await Probe.start(launcher)
+    (forkserver,) = forkservers_of(os.getpid())
+    os.kill(forkserver, signal.SIGSTOP)
+    for _ in range(10_000):  # who asks goes away each time, and what was asked stays in the socket
+        load = asyncio.create_task(launcher.load("x", b"x" * 200))
+        await asyncio.sleep(0)
+        if load.done():
+            assert isinstance(load.exception(), ChildrenUnavailableError)
+            break
+        load.cancel()
+    await probe.child.dead()
+    another = await Probe.start(launcher)
+    assert launcher.restarts == 1
+    await probe.close()
+    await another.close()
+
+
 async def test_a_dead_forkserver_takes_its_children_and_is_replaced(launcher):
     probe = await Probe.start(launcher)
     with pytest.raises(ChildrenUnavailableError):
@@ -90,10 +113,9 @@ async def test_a_dead_forkserver_takes_its_children_and_is_replaced(launcher):
 async def test_when_control_dies_its_children_do(tmp_path):
     code = (
         "import asyncio, sys\n"
-        f"sys.path.insert(0, {str(launcher_module.__file__).split('/clawbox/')[0]!r})\n"
+        f"sys.path.insert(0, {ROOT!r})\n"
         "from clawbox.children import launcher as m\n"
-        "from tests.unit.children.conftest import importable, PROBE, Probe\n"
-        "m.command = importable\n"
+        "from tests.unit.children.conftest import PROBE, Probe\n"
         "async def main():\n"
         "    async with m.Launcher(PROBE, None) as launcher:\n"
         "        probe = await Probe.start(launcher)\n"

@@ -5,7 +5,7 @@ import struct
 
 import pytest
 
-from clawbox.children.seccomp import ARCHITECTURES, build, compute_only
+from clawbox.children.seccomp import ARCHITECTURES, build, compiling, compute_only
 
 ALLOW, KILL = 0x7FFF0000, 0x80000000
 X86, ARM = ARCHITECTURES["x86_64"], ARCHITECTURES["aarch64"]
@@ -37,13 +37,6 @@ def refused(number):
     return 0x50000 | number
 
 
-@pytest.mark.parametrize("architecture", [X86, ARM])
-def test_another_architectures_numbers_kill(architecture):
-    program = build(architecture, compute_only(7))
-    assert decide(program, 0x40000003, 1) == KILL  # i386: where 102 is socketcall
-    assert decide(program, X86.audit if architecture is ARM else ARM.audit, 1) == KILL
-
-
 def test_x32_kills():
     assert decide(build(X86, compute_only(7)), X86.audit, 0x40000000) == KILL
 
@@ -57,12 +50,20 @@ def test_x32_kills():
         ((257, 56), (), refused(errno.EPERM)),  # openat
         ((62, 129), (1, 9), refused(errno.EPERM)),  # kill
         ((435, 435), (), refused(errno.ENOSYS)),  # clone3
-        ((9, 222), (0, 4096, 3), ALLOW),  # mmap
-        ((9, 222), (0, 4096, 7), refused(errno.EPERM)),
+        ((9, 222), (0, 4096, 3, 0x22), ALLOW),  # mmap: private, anonymous
+        ((9, 222), (0, 4096, 7, 0x22), refused(errno.EPERM)),
+        ((9, 222), (0, 4096, 3, 0x21), refused(errno.EPERM)),  # shared
+        ((9, 222), (0, 4096, 3, 0x23), refused(errno.EPERM)),  # shared, checked
+        ((9, 222), (0, 4096, 3, 0x122), refused(errno.EPERM)),  # growing downwards
         ((10, 226), (0, 4096, 5), refused(errno.EPERM)),  # mprotect
         ((56, 220), (0x3D0F00,), ALLOW),  # clone, as a thread
         ((56, 220), (17,), refused(errno.EPERM)),  # as fork does
-        ((56, 220), (0x10000 | 0x10000000,), refused(errno.EPERM)),  # with a namespace
+        ((56, 220), (0x3D0F00 | 0x10000000,), refused(errno.EPERM)),  # with a namespace
+        ((25, 216), (0, 4096, 8192, 1), ALLOW),  # mremap, as realloc does
+        ((25, 216), (0, 4096, 8192, 5), refused(errno.EPERM)),  # and keep the old one
+        ((28, 233), (0, 4096, 4), ALLOW),  # madvise: not needed any more
+        ((28, 233), (0, 4096, 12), refused(errno.EPERM)),  # merge with what is the same
+        ((324, 283), (), refused(errno.EPERM)),  # membarrier
         ((234, 131), (7, 7, 6), ALLOW),  # tgkill of itself
         ((234, 131), (8, 8, 6), refused(errno.EPERM)),
         ((302, 261), (0,), ALLOW),  # prlimit64 of itself
@@ -77,3 +78,12 @@ def test_each_call_is_judged_alike_on_both_architectures(call, arguments, verdic
     for architecture in (X86, ARM):
         program = build(architecture, compute_only(7))
         assert verdict == decide(program, architecture.audit, call[architecture.column], *arguments)
+
+
+def test_a_compiler_may_make_memory_executable_and_nothing_else_more():
+    for architecture in (X86, ARM):
+        program = build(architecture, compiling(7))
+        column = architecture.column
+        assert decide(program, architecture.audit, (10, 226)[column], 0, 4096, 5) == ALLOW
+        assert decide(program, architecture.audit, (9, 222)[column], 0, 4096, 7, 0x22) == refused(errno.EPERM)
+        assert decide(program, architecture.audit, (257, 56)[column]) == refused(errno.EPERM)

@@ -65,8 +65,7 @@ async def test_tools_get(cli, server):
     ended = await cli("tools", "get", "none")
     assert ended.code == 4
     assert ended.err == (
-        "clawbox: there is no tool none [TOOL_NOT_FOUND]. "
-        "List the tools; upload it or put it into the tool folder.\n"
+        "clawbox: there is no tool none [TOOL_NOT_FOUND]. `clawbox tools list` shows what there is.\n"
     )
 
 
@@ -163,7 +162,10 @@ async def test_violations_and_the_time_to_wait_are_said(cli, server):
         Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "busy", "EXECUTION_LIMIT").with_retry(1.5),
     ]
 
-    assert "2 fields are wrong (/a: is missing; /b: is no number)" in (await cli("run", "t")).err
+    assert (await cli("run", "t")).err == (
+        "clawbox: 2 fields are wrong (/a: is missing; /b: is no number) [INVALID_INPUT]. "
+        "`clawbox tools get TOOL` shows what it accepts.\n"
+    )
     assert (await cli("run", "t")).err == "clawbox: busy [EXECUTION_LIMIT]. Try again in 1.5 s.\n"
 
 

@@ -136,7 +136,7 @@ async def on_terminal(*args: str) -> str:
     return shown.decode().replace("\r\n", "\n")
 
 
-async def test_a_table_on_a_terminal_shows_markup_and_control_characters_as_text(server):
+async def test_rule_98_a_table_on_a_terminal_shows_markup_and_control_characters_as_text(server):
     shown = await on_terminal("status")
 
     assert "[bold]kernel[/bold] \\x1b[31msupport" in shown

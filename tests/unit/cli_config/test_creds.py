@@ -78,13 +78,13 @@ def test_add_takes_everything_that_a_credential_can_have(creds, stored):
         (("--domain", "a.test", "--port", "0"), VALUE, "ports"),
     ],
 )
-def test_p40_what_cannot_be_a_credential_is_refused_in_words(creds, stored, arguments, value, words):
+def test_rule_40_what_cannot_be_a_credential_is_refused_in_words(creds, stored, arguments, value, words):
     ran = creds("add", "--name", "x", *arguments, value=value, code=2)
     assert words in ran.err
     assert stored().credentials == ()
 
 
-def test_p68_a_short_secret_is_taken_when_insisted_on(creds, stored):
+def test_rule_68_a_short_secret_is_taken_when_insisted_on(creds, stored):
     assert "--force" in creds("add", "--name", "x", "--domain", "a.test", value="1234567", code=2).err
     creds("add", "--name", "x", "--domain", "a.test", "--force", value="1234567")
     assert stored().get("x").short
@@ -123,7 +123,7 @@ def test_test_says_whether_a_credential_goes_with_a_request(creds):
     creds("test", "--name", "none", code=4)
 
 
-def test_p42_a_file_that_cannot_be_read_is_said_to_be_so(creds, home, monkeypatch):
+def test_rule_42_a_file_that_cannot_be_read_is_said_to_be_so(creds, home, monkeypatch):
     creds("add", "--name", "gh", "--domain", "api.github.com")
     file = home / ".clawbox" / "credentials.enc"
     file.chmod(0o644)

@@ -2,6 +2,8 @@
 
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -147,3 +149,18 @@ def test_json(clawbox: Clawbox, home: Path) -> None:
 def test_without_init_the_server_has_no_token_and_says_so(home: Path) -> None:
     with pytest.raises(ConfigError, match="clawbox init"):
         TokenTable.of(Config.load())
+
+
+def test_what_to_do_next_can_be_copied_where_the_program_is_not_on_the_path(tmp_path: Path) -> None:
+    installed = Path(sys.executable).parent
+    for path, command in (("/usr/bin:/bin", "./clawbox"), (f"{installed}:/usr/bin:/bin", "clawbox")):
+        folder = tmp_path / str(len(path))
+        ran = subprocess.run(
+            [command, "init", "--dir", folder],
+            cwd=installed,
+            env={"HOME": str(tmp_path), "PATH": path},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert f"\n  {command} serve --config {folder}/config.toml\n" in ran.stdout

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import wasmtime
 
+from clawbox.children.enforcement import can_have_own_uids
+from clawbox.children.uids import UidRange
 from clawbox.wasm.compiler import Compiler
 
 
@@ -55,7 +57,11 @@ def bomb(*, functions: int, locals_: int, blocks: int) -> bytes:
     )
 
 
+FIRST_UID = 916_000
+
+
 @pytest.fixture
 async def compiler(tmp_path):
-    async with Compiler(tmp_path / "cache", timeout_ms=30_000) as compiler:
+    uids = UidRange(FIRST_UID, 3) if can_have_own_uids() else None
+    async with Compiler(tmp_path / "cache", timeout_ms=30_000, uids=uids) as compiler:
         yield compiler

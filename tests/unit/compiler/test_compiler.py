@@ -62,12 +62,6 @@ def status_of(pid: int) -> dict[str, str]:
     return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
 
 
-def seen_by_root(pid: int) -> tuple[bool, bytes, str]:
-    """Whether it shares this process's network, its environment, and its limits."""
-    same = Path(f"/proc/{pid}/ns/net").readlink() == Path("/proc/self/ns/net").readlink()
-    return same, Path(f"/proc/{pid}/environ").read_bytes(), Path(f"/proc/{pid}/limits").read_text()
-
-
 async def one_child(*, confined: bool) -> dict[str, str]:
     """Waits for a compile process, and until its filter is in place; its /proc status."""
     while True:
@@ -196,57 +190,10 @@ _START = '(func (export "_start"))'
     ],
 )
 async def test_what_cannot_run_is_refused_with_what_is_wrong(compiler, binary, says):
-    """One memory, and no memory64, are threats.md, 92."""
     error = await refusal(compiler, binary)
     assert (error.reason, error.code) == (Reason.INVALID_MODULE, Code.INVALID_ARGUMENT)
     assert says in error.message
     assert not list(compiler._cache._folder.glob("*.cwasm"))
-
-
-async def test_a_module_that_takes_too_long_to_compile_is_stopped(tmp_path):
-    """threats.md, 90."""
-    async with Compiler(tmp_path / "cache", timeout_ms=500, memory_bytes=4 << 30) as compiler:
-        error = await refusal(compiler, bomb(functions=100, locals_=1000, blocks=1000))
-    assert (error.reason, error.code) == (Reason.COMPILE_LIMIT, Code.RESOURCE_EXHAUSTED)
-    assert error.metadata == {"allowed_ms": "500"}
-    assert children() == []
-
-
-async def test_a_module_that_takes_too_much_memory_to_compile_is_stopped(compiler):
-    """threats.md, 90: less than 64 KB of module."""
-    binary = bomb(functions=1, locals_=4000, blocks=4000)
-    assert len(binary) < 64 << 10
-    error = await refusal(compiler, binary)
-    assert error.reason is Reason.COMPILE_LIMIT
-    assert error.metadata == {"memory_mb": "1024"}
-
-
-async def test_an_upload_has_less_time_than_the_servers_own_files(tmp_path):
-    async with Compiler(tmp_path / "cache", timeout_ms=60_000) as compiler:
-        with pytest.raises(ClawboxError) as refused:
-            await compiler.compile(bomb(functions=100, locals_=1000, blocks=1000), timeout_ms=300)
-    assert refused.value.metadata == {"allowed_ms": "300"}
-
-
-async def test_the_compile_process_has_no_privileges(compiler):
-    """threats.md, 90."""
-    slow = asyncio.create_task(compiler.compile(bomb(functions=100, locals_=1000, blocks=1000)))
-    status = await one_child(confined=True)
-    pid = int(status["Pid"])
-    assert status["NoNewPrivs"] == "1"
-    assert all(int(status[caps], 16) == 0 for caps in ("CapEff", "CapPrm", "CapInh", "CapAmb"))
-    assert status["Threads"] == "1"
-    if os.geteuid() == 0:
-        assert status["Uid"].split() == ["65534"] * 4
-        assert status["Gid"].split() == ["65534"] * 4
-        assert status["Groups"].split() == []
-        same_network, environment, limits = seen_by_root(pid)
-        assert not same_network
-        assert environment == b""
-        assert f"Max data size             {1 << 30}" in limits
-        assert "Max core file size        0 " in limits
-    slow.cancel()
-    await asyncio.wait([slow])
 
 
 async def test_a_cancelled_compile_leaves_no_process(compiler):

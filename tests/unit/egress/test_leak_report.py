@@ -12,7 +12,7 @@ def one_secret(monkeypatch):
     monkeypatch.setattr(leak_report, "SECRETS", {"token": SECRETS["token"]})
 
 
-def test_p77_the_report_counts_and_names_what_passes(capsys):
+def test_rule_77_the_report_counts_and_names_what_passes(capsys):
     assert leak_report.recall(LeakDetector(SECRETS.items()))
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["raw", "URL", "1/1", "name", "1/1", "value", "1/1"] == next(
@@ -21,7 +21,7 @@ def test_p77_the_report_counts_and_names_what_passes(capsys):
     assert ["reversed", "0/1"] in lines
 
 
-def test_p77_a_promise_that_is_not_kept_fails_the_report(monkeypatch, capsys):
+def test_rule_77_a_promise_that_is_not_kept_fails_the_report(monkeypatch, capsys):
     monkeypatch.setattr(leak_report, "ENCODINGS", {"reversed": lambda secret: secret[::-1].encode()})
     assert not leak_report.recall(LeakDetector(SECRETS.items()))
     assert "body out 0/" in capsys.readouterr().out

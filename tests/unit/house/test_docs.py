@@ -1,5 +1,6 @@
 """What the documents point to is there."""
 
+import ast
 import re
 import subprocess
 
@@ -31,6 +32,22 @@ def test_every_link_between_documents_resolves(root):
     assert missing == []
 
 
+def test_every_page_is_in_the_index(root):
+    index = (root / "docs/README.md").read_text()
+    pages = {page.name for page in (root / "docs").glob("*.md")} - {"README.md"}
+
+    assert {page for page in pages if f"({page})" not in index} == set()
+
+
+def test_the_first_page_and_migration_name_the_same_routes(root):
+    first, migration = (
+        set(re.findall(r"`((?:GET|POST|DELETE) /[^`]*)`", (root / page).read_text()))
+        for page in ("README.md", "docs/migration.md")
+    )
+
+    assert first == migration
+
+
 def test_every_decision_is_in_the_index(root):
     index = (root / "docs/README.md").read_text()
 
@@ -44,13 +61,56 @@ def test_every_decision_is_in_the_index(root):
 def properties(root):
     """What docs/security.md says of each property: number, and the names in its last two columns."""
     rows = re.findall(
-        r"^\| (\d+) \|.*\| (.*) \| (.*) \|$", (root / "docs/security.md").read_text(), re.MULTILINE
+        r"^\| (\d+) \| .* \| (.*) \| (.*) \|$", (root / "docs/security.md").read_text(), re.MULTILINE
     )
-    return {int(number): re.findall("`([^`]+/[^`]+)`", f"{held} {tests}") for number, held, tests in rows}
+    assert len({number for number, _, _ in rows}) == len(rows)
+    return {
+        int(number): (re.findall("`(.+?)`", tests), re.findall("`(.+?)`", code))
+        for number, tests, code in rows
+    }
 
 
-def test_what_security_properties_name_is_there(root, properties):
-    assert [name for names in properties.values() for name in names if not (root / name).exists()] == []
+def functions(path):
+    return {
+        node.name
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+
+
+def test_each_property_names_code_and_tests_that_are_there(root, properties):
+    for number, (tests, code) in properties.items():
+        assert [path for path in code if not (root / path).is_file()] == [], number
+        assert code, number
+        for name in tests:
+            path, _, function = name.partition("::")
+            assert function in functions(root / path), name
+
+
+def test_each_property_has_a_test_of_its_number_and_each_such_test_is_named(root, properties):
+    numbered: dict[int, set[str]] = {}
+    for path in tracked(root, "tests/**.py"):
+        for function in functions(path):
+            for number in re.findall(r"^test_rule_(\d+)_", function):
+                numbered.setdefault(int(number), set()).add(f"{path.relative_to(root)}::{function}")
+
+    named = {
+        number: {name for name in tests if f"::test_rule_{number}_" in name}
+        for number, (tests, _) in properties.items()
+    }
+    assert named == numbered
+
+
+def test_pages_that_the_code_names_are_there(root):
+    cited = {
+        (page, number)
+        for source in tracked(root, "clawbox/**.py", "tests/**.py", "clients/**.py", "tools/**.py")
+        for page, number in re.findall(r"([\w./-]+\.md)(,\s+\d+)?", source.read_text())
+        if number or page.startswith("docs/")
+    }
+
+    assert {page for page, number in cited if number} == {"docs/security.md"}
+    assert [page for page, _ in cited if not (root / page).is_file()] == []
 
 
 def test_numbers_in_comments_are_properties(root, properties):

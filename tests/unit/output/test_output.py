@@ -253,7 +253,7 @@ def test_a_secret_on_the_line_after_its_name_does_not_get_through():
     assert b"hunter2" not in stream(b"password:\n  hunter2hunter2hunter2\n", [11])
 
 
-def test_lines_come_at_once_and_what_follows_is_held_back_by_a_constant():
+def test_rule_67_lines_come_at_once_and_what_follows_is_held_back_by_a_constant():
     events = scanner.stream()
 
     def fed(data):

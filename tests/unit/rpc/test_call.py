@@ -65,9 +65,3 @@ def test_an_aged_connection_lets_its_streams_live() -> None:
     options = dict(server.channel_options(ServerSettings(max_connection_age_ms=5_000)))
     assert options["grpc.max_connection_age_ms"] == 5_000
     assert options["grpc.max_connection_age_grace_ms"] == 2**31 - 1
-
-
-@pytest.mark.parametrize(("soft", "connections"), [(1024, 384), (256, 16), (1 << 20, 1024), (-1, 1024)])
-def test_connections_leave_descriptors_for_children(monkeypatch, soft, connections) -> None:
-    monkeypatch.setattr("resource.getrlimit", lambda _which: (soft, soft))
-    assert server.max_connections() == connections

@@ -81,3 +81,17 @@ def test_cut_text_is_valid_and_short(text, limit) -> None:
     short = cut(text, limit)
     assert len(short.encode()) <= limit
     assert short == text or short.endswith("…")
+
+
+def test_rules_are_named_as_reasons_are() -> None:
+    violations = [
+        FieldViolation("a", "is wrong", rule) for rule in ("required", "additionalProperties", "oneOf")
+    ]
+    status = wire_status(ClawboxError(Reason.INVALID_INPUT, "wrong", violations=violations))
+    bad = error_details_pb2.BadRequest()
+    assert status_pb2.Status.FromString(status.details).details[1].Unpack(bad)
+    assert [violation.reason for violation in bad.field_violations] == [
+        "REQUIRED",
+        "ADDITIONAL_PROPERTIES",
+        "ONE_OF",
+    ]

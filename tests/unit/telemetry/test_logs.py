@@ -16,7 +16,7 @@ from clawbox.telemetry.logs import MASK
 def restored():
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    levels = {name: logging.getLogger(name).level for name in ("asyncio", "grpc")}
+    levels = {name: logging.getLogger(name).level for name in ("asyncio", "grpc", "watchfiles")}
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
@@ -111,3 +111,11 @@ def test_tracebacks_show_no_local_variables(format_) -> None:
         structlog.get_logger().error("unexpected", exc_info=error)
     assert "RuntimeError: 9" in out.getvalue()
     assert "swordfish" not in out.getvalue()
+
+
+@pytest.mark.parametrize("level", ["debug", "info"])
+def test_changes_of_watched_files_are_not_told(level) -> None:
+    # The log itself may be a file in a watched folder.
+    out = _configured(level=level)
+    logging.getLogger("watchfiles.main").info("1 change detected")
+    assert out.getvalue() == ""

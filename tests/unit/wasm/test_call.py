@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from clawbox.children.channel import FrameError
@@ -64,6 +65,9 @@ async def test_pieces_become_the_output(call):
         ([out(b"x" * 11)], []),
         ([out(b"x" * 6, OutputStream.STDERR)], []),
         ([out(b"x", OutputStream.LOG)], []),
+        ([out(b"")], []),
+        ([out(b"a"), out(b"b")], []),
+        ([out(b"a"), out(b"", OutputStream.STDERR)] * 2, []),
         ([], [Logged(Level.INFO, "1234567", 0)]),
         ([], [Logged(Level.INFO, "", 0)] * 3),
     ],
@@ -80,6 +84,27 @@ async def test_a_flood_of_messages_is_a_broken_protocol(call):
 
     with pytest.raises(FrameError):
         flood()
+
+
+async def test_a_flood_of_tiny_pieces_is_a_broken_protocol():
+    limits = Limits(timeout_ms=1000, fuel=1, memory_bytes=1, stdout_bytes=1 << 20, stderr_bytes=1 << 20)
+    events: list[object] = []
+    call = Call(Run(CODE, "alice", b"{}", limits), events.append, now=0.0)
+    with pytest.raises(FrameError, match="more pieces"):
+        call.take([out(b"a"), out(b"b", OutputStream.STDERR)] * 1000, [], 1.0)
+    assert not events
+
+
+async def test_a_components_good_end_without_output_is_a_broken_protocol():
+    code = ToolCode("t", "d" * 64, Abi.COMPONENT, "/artifact")
+    with pytest.raises(FrameError, match="without output"):
+        Call(Run(code, "alice", b"{}", LIMITS), None, now=0.0).finish(done(), 2.0)
+
+
+def test_an_exit_status_that_is_none_is_no_message():
+    payload = msgspec.msgpack.encode(done(exit_code=1 << 31))
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.msgpack.decode(payload, type=Done)
 
 
 @pytest.mark.parametrize(

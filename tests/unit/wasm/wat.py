@@ -76,6 +76,14 @@ FLOOD_ERR = module(
     start="""(local $i i32) (loop (drop (call $out (i32.const 2) (i32.const 1024) (i32.const 32768)))
       (local.set $i (i32.add (local.get $i) (i32.const 1))) (br_if 0 (i32.lt_u (local.get $i) (i32.const 9))))""",
 )
+# One byte to each of stdout and stderr in turn, 1,000 times.
+ALTERNATING = module(
+    "",
+    data="oe",
+    start="""(local $i i32) (loop (drop (call $out (i32.const 1) (i32.const 1024) (i32.const 1)))
+      (drop (call $out (i32.const 2) (i32.const 1025) (i32.const 1)))
+      (local.set $i (i32.add (local.get $i) (i32.const 1))) (br_if 0 (i32.lt_u (local.get $i) (i32.const 1000))))""",
+)
 RANDOM = module(
     "",
     start="""(drop (call $random (i32.const 1024) (i32.const 16)))

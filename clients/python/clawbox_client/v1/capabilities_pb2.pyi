@@ -191,7 +191,7 @@ class NetworkRule(_message.Message):
     TLS_MODE_FIELD_NUMBER: _builtins.int
     ON_SHAPE_FIELD_NUMBER: _builtins.int
     host: _builtins.str
-    """An exact host name in lower case (punycode for international names), `*.suffix` for every name
+    """An exact host name, compared in lower case (punycode for international names), `*.suffix` for every name
     below a suffix (never the suffix itself and never `evilsuffix`), or a literal IP address. A bare `*`
     is INVALID_ARGUMENT unless the operator's own policy has it.
     """

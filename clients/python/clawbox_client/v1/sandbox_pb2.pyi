@@ -247,8 +247,8 @@ class ExecuteRequest(_message.Message):
     agent_id: _builtins.str
     """The agent on whose behalf the tool runs: counts as its activity. The agent's service must be served."""
     request_id: _builtins.str
-    """An id of the caller's own for this call, at most 128 printable ASCII characters; made by the server
-    when empty. It is in the reply, the log and the audit rows. It does not deduplicate.
+    """An id of the caller's own for this call, at most 128 printable ASCII characters without spaces; made by
+    the server when empty. It is in the reply, the log and the audit rows. It does not deduplicate.
     """
     @_builtins.property
     def params(self) -> _struct_pb2.Struct:
@@ -688,6 +688,7 @@ class Tool(_message.Message):
     DIGEST_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name."""
     description: _builtins.str
@@ -716,6 +717,12 @@ class Tool(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """When the module in service, or its manifest, last changed."""
 
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What its manifest asks for and this server does not grant, one sentence each. Only files that the
+        operator put into the folder can have any: over the API such a manifest is PERMISSION_DENIED.
+        """
+
     def __init__(
         self,
         *,
@@ -731,10 +738,11 @@ class Tool(_message.Message):
         digest: _builtins.str = ...,
         size_bytes: _builtins.int = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abi", b"abi", "description", b"description", "digest", b"digest", "load_error", b"load_error", "manifest", b"manifest", "name", b"name", "owner", b"owner", "published", b"published", "size_bytes", b"size_bytes", "state", b"state", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abi", b"abi", "description", b"description", "digest", b"digest", "load_error", b"load_error", "manifest", b"manifest", "name", b"name", "owner", b"owner", "published", b"published", "size_bytes", b"size_bytes", "state", b"state", "update_time", b"update_time", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1107,7 +1115,9 @@ class UploadToolStart(_message.Message):
     sha256: _builtins.str
     """SHA-256 of the module as 64 hexadecimal digits. Empty: not checked."""
     replace: _builtins.bool
-    """Replaces a tool of that name that the caller may change. Without it the answer is ALREADY_EXISTS."""
+    """Replaces a tool of that name that the caller may change, its manifest included: without a new one it has
+    none afterwards. False: a tool of that name is ALREADY_EXISTS.
+    """
     published: _builtins.bool
     """As in RegisterToolRequest."""
     @_builtins.property

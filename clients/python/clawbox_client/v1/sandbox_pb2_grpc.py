@@ -137,13 +137,17 @@ class SandboxServicer:
         """Uploads a module or component and, optionally, its manifest: first message `start`, then the
         bytes in chunks. The tool is compiled before the call returns and is either wholly there
         afterwards or not at all. Scope: `sandbox:write`.
+
+        `start` must come within 30 s, and the bytes at 64 KiB a second or more: what is slower ends with
+        DEADLINE_EXCEEDED. Compiling may take 60 s, and ends with COMPILE_LIMIT when it takes more.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteTool(self, request, context):
-        """Deletes a tool's module and manifest. Calls that run it finish with the version they began with.
+        """Deletes a tool's module and manifest. Calls that run it finish with the version they began with. What
+        ships with the server cannot be deleted; a manifest registered over its own can, by the same call.
         Scope: `sandbox:write`; only the tool's owner or an administrator may delete it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

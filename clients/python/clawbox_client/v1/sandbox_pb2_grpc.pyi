@@ -64,9 +64,13 @@ class SandboxStub:
     """Uploads a module or component and, optionally, its manifest: first message `start`, then the
     bytes in chunks. The tool is compiled before the call returns and is either wholly there
     afterwards or not at all. Scope: `sandbox:write`.
+
+    `start` must come within 30 s, and the bytes at 64 KiB a second or more: what is slower ends with
+    DEADLINE_EXCEEDED. Compiling may take 60 s, and ends with COMPILE_LIMIT when it takes more.
     """
     DeleteTool: _grpc.UnaryUnaryMultiCallable[_sandbox_pb2.DeleteToolRequest, _sandbox_pb2.DeleteToolResponse]
-    """Deletes a tool's module and manifest. Calls that run it finish with the version they began with.
+    """Deletes a tool's module and manifest. Calls that run it finish with the version they began with. What
+    ships with the server cannot be deleted; a manifest registered over its own can, by the same call.
     Scope: `sandbox:write`; only the tool's owner or an administrator may delete it.
     """
     ReloadTools: _grpc.UnaryUnaryMultiCallable[_sandbox_pb2.ReloadToolsRequest, _sandbox_pb2.ReloadToolsResponse]
@@ -108,9 +112,13 @@ class SandboxAsyncStub(SandboxStub):
     """Uploads a module or component and, optionally, its manifest: first message `start`, then the
     bytes in chunks. The tool is compiled before the call returns and is either wholly there
     afterwards or not at all. Scope: `sandbox:write`.
+
+    `start` must come within 30 s, and the bytes at 64 KiB a second or more: what is slower ends with
+    DEADLINE_EXCEEDED. Compiling may take 60 s, and ends with COMPILE_LIMIT when it takes more.
     """
     DeleteTool: _aio.UnaryUnaryMultiCallable[_sandbox_pb2.DeleteToolRequest, _sandbox_pb2.DeleteToolResponse]  # type: ignore[assignment]
-    """Deletes a tool's module and manifest. Calls that run it finish with the version they began with.
+    """Deletes a tool's module and manifest. Calls that run it finish with the version they began with. What
+    ships with the server cannot be deleted; a manifest registered over its own can, by the same call.
     Scope: `sandbox:write`; only the tool's owner or an administrator may delete it.
     """
     ReloadTools: _aio.UnaryUnaryMultiCallable[_sandbox_pb2.ReloadToolsRequest, _sandbox_pb2.ReloadToolsResponse]  # type: ignore[assignment]
@@ -185,6 +193,9 @@ class SandboxServicer(metaclass=_abc_1.ABCMeta):
         """Uploads a module or component and, optionally, its manifest: first message `start`, then the
         bytes in chunks. The tool is compiled before the call returns and is either wholly there
         afterwards or not at all. Scope: `sandbox:write`.
+
+        `start` must come within 30 s, and the bytes at 64 KiB a second or more: what is slower ends with
+        DEADLINE_EXCEEDED. Compiling may take 60 s, and ends with COMPILE_LIMIT when it takes more.
         """
 
     @_abc_1.abstractmethod
@@ -193,7 +204,8 @@ class SandboxServicer(metaclass=_abc_1.ABCMeta):
         request: _sandbox_pb2.DeleteToolRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_sandbox_pb2.DeleteToolResponse, _abc.Awaitable[_sandbox_pb2.DeleteToolResponse]]:
-        """Deletes a tool's module and manifest. Calls that run it finish with the version they began with.
+        """Deletes a tool's module and manifest. Calls that run it finish with the version they began with. What
+        ships with the server cannot be deleted; a manifest registered over its own can, by the same call.
         Scope: `sandbox:write`; only the tool's owner or an administrator may delete it.
         """
 

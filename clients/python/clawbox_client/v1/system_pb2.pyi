@@ -177,7 +177,7 @@ class Enforcement(_message.Message):
     IN_FORCE_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """`worker_network_namespace`, `worker_own_uid`, `seccomp` …"""
+    """`worker_seccomp`, `worker_own_uid`, `worker_network_namespace` …"""
     in_force: _builtins.bool
     """Whether it is in force."""
     detail: _builtins.str
@@ -273,7 +273,7 @@ class AuditRow(_message.Message):
     request_id: _builtins.str
     """The request's id."""
     decision: _builtins.str
-    """What came of it: `allowed`, `denied`, `failed`, or an outcome."""
+    """What came of it: `allowed`, `denied`, `failed`, `recorded`, or an outcome in lower case, `tool_error` for one."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When it was written."""
