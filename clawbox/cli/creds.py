@@ -1,4 +1,4 @@
-"""``clawbox creds``: the credentials that the server attaches to requests, in their encrypted file."""
+"""``clawbox creds``: credentials for requests, in their encrypted file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     help=(
-        "Secrets that are attached to requests and that no sandbox sees.\n\n"
+        "Secrets for requests, in a file that no sandbox sees.\n\n"
+        "The file is kept and checked today. What attaches them to requests is the egress sidecar, which is "
+        "planned: until then no server uses them.\n\n"
         "They are in the file that credentials.store_path names, encrypted with the key in the file that "
         "credentials.master_key_file names, else in CLAWBOX_MASTER_KEY: 64 hexadecimal digits, such as "
         "`openssl rand -hex 32` prints."
