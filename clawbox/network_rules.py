@@ -308,7 +308,9 @@ def canonical_host(name: str) -> str:
         raise _refuse("longer than a host name can be")
     if not name.isascii():
         raise _refuse(f"{_shown(name)} is not ASCII; write international names in punycode (xn--…)")
-    host = name.lower().removesuffix(".")
+    host = name.lower()
+    if ":" not in host:  # a final dot is a name's, never an IPv6 literal's
+        host = host.removesuffix(".")
     literal = _ip_literal(host)
     if literal is not None:
         return literal

@@ -127,6 +127,8 @@ def test_rule_2_what_hides_the_host_is_refused(url, denial):
         "[::1].example",
         "[v1.x]",
         "[::ffff:127.0.0.1]x",
+        "[::ffff:127.0.0.1.]",
+        "[::1.]",
         "[fe80::1%25eth0]",
         "[fe80::1%eth0]",
         "[1:2:3:4:5:6:7:8:9]",
