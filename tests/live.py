@@ -124,9 +124,17 @@ def running(
 def wait_until_serving(server: LiveServer, seconds: float = 60, tls: Tls | None = None) -> None:
     """Wait until Sandbox says SERVING; raises RuntimeError with the server's log when it does not."""
     deadline = time.monotonic() + seconds
+    # Asked before there is anybody to answer, gRPC would wait a second before it asks again.
+    while server.process.poll() is None and time.monotonic() < deadline and not _listens(server.port):
+        time.sleep(0.01)
     with SyncClient(server.address, tls=tls) as client:
         while server.process.poll() is None and time.monotonic() < deadline:
             if client.is_serving("clawbox.v1.Sandbox"):
                 return
-            time.sleep(0.02)
+            time.sleep(0.01)
     raise RuntimeError(f"the server did not come up:\n{server.log.read_text()}")
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

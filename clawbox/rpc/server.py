@@ -197,18 +197,19 @@ class RpcServer:
         self.calls.refuse_new()
         self.health.end()
         self.calls.end(lambda call: call.method.watch)
-        # Closes the listeners now, and the connections when their calls have ended.
-        stopping = asyncio.create_task(self._stop_core(grace + _CLEAN_UP_SECONDS), name="stop gRPC")
+        # gRPC itself is stopped last: it would answer calls that still come with a bare CANCELLED, we answer
+        # SHUTTING_DOWN with a time to come again; and it would leave questions about health unanswered.
         try:
             await self._wait_and_end(grace)
         finally:
             # Even when this is cancelled: no handler may outlive what it works with.
             self.calls.end()
-            # Before gRPC is stopped: it would cancel a handler once more, in the midst of its clean-up.
+            # It would also cancel a handler once more, in the midst of its clean-up.
             if not await self.calls.wait_none_left(_CLEAN_UP_SECONDS):
                 _log.error("calls did not end", methods=self.calls.names())
                 self.calls.sever()
             # gRPC sometimes goes on waiting for a peer that was told the end of its call and does not answer.
+            stopping = asyncio.create_task(self._stop_core(_LAST_NEWS_SECONDS), name="stop gRPC")
             await asyncio.wait([stopping], timeout=_LAST_NEWS_SECONDS)
             await self._stop_core(None)
             await stopping

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import enum
 import logging
 import os
 from collections import OrderedDict, deque
@@ -285,19 +286,29 @@ class WorkerPool:
     # Which worker gets which call.
 
     def _find(self, call: Call) -> _Worker | None:
-        """A worker that may run ``call`` now."""
+        """A worker that may run ``call`` now.
+
+        Best is one that ran the same tool last and has the next instance ready; among equals the one that
+        ran last, whose caches are warm. One that still makes its next instance would keep the call waiting.
+        """
         now = self._loop.time()
         best: _Worker | None = None
+        best_rank = len(_Fit)
         for worker in self._idle:
             if worker.owner != call.run.owner or not _can_run(worker, call):
                 continue
             if worker.preparing_since is not None and now - worker.preparing_since > _SKIP_PREPARING_SECONDS:
                 continue
-            if best is None or worker.last_digest == call.digest:
-                best = worker
-        if best is not None or not self._may_take_spare(call, now):
+            rank = _fit(worker, call)
+            if rank <= best_rank:
+                best, best_rank = worker, rank
+        if best is not None and best.preparing_since is None:
             return best
-        return next((spare for spare in self._spare if _can_run(spare, call)), None)
+        another = len(self._busy) + len(self._idle) < self._size
+        if another or (best is None and self._may_take_spare(call, now)):
+            spare = next((spare for spare in self._spare if _can_run(spare, call)), None)
+            return spare or best
+        return best
 
     def _may_take_spare(self, call: Call, now: float) -> bool:
         busy = len(self._busy)
@@ -616,6 +627,21 @@ def _data_bytes(max_memory_bytes: int) -> int:
     """The hard limit of a worker: what the largest run may need, and an instance that was prepared for it."""
     largest = Limits(timeout_ms=1, fuel=1, memory_bytes=max_memory_bytes)
     return data_allowance(largest, MAX_CONTROL_FRAME_BYTES) + max_memory_bytes
+
+
+class _Fit(enum.IntEnum):
+    """How well a worker suits a call, best first."""
+
+    READY = 0
+    PREPARING = 1
+    OTHER_TOOL = 2
+    PREPARING_OTHER = 3
+
+
+def _fit(worker: _Worker, call: Call) -> _Fit:
+    if worker.preparing_since is None:
+        return _Fit.READY if worker.last_digest == call.digest else _Fit.OTHER_TOOL
+    return _Fit.PREPARING if worker.last_digest == call.digest else _Fit.PREPARING_OTHER
 
 
 def _can_run(worker: _Worker, call: Call) -> bool:

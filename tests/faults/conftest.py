@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
@@ -60,26 +61,29 @@ class Serve(Protocol):
         """In ``home``, or in a folder of its own, with TOOLS."""
 
 
-@pytest.fixture
-def serve(tmp_path: Path) -> Serve:
-    """Starts servers for one test."""
-
-    @contextlib.contextmanager
-    def start(home: Path | None = None, settings: str = "", **options: Any) -> Iterator[LiveServer]:
-        home = tmp_path / "clawbox" if home is None else home
-        put_tools(home)
-        with running(home, settings, **{**FAST, **options}) as server:
-            yield server
-
-    return start
-
-
-def put_tools(home: Path) -> None:
-    """Make the folder of a server, with TOOLS in it."""
+@pytest.fixture(scope="package")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as `clawbox init` makes it, with TOOLS in it: each server has a copy."""
+    home = tmp_path_factory.mktemp("template") / "clawbox"
     init(home)
     (home / "tools").mkdir(exist_ok=True)
     for name, module in TOOLS.items():
         (home / "tools" / f"{name}.wasm").write_bytes(module)
+    return home
+
+
+@pytest.fixture
+def serve(tmp_path: Path, template: Path) -> Serve:
+    """Starts servers for one test."""
+
+    @contextlib.contextmanager
+    def start(home: Path | None = None, settings: str = "", **options: Any) -> Iterator[LiveServer]:
+        if home is None:
+            home = shutil.copytree(template, tmp_path / "clawbox")
+        with running(home, settings, **{**FAST, **options}) as server:
+            yield server
+
+    return start
 
 
 def admin(server: LiveServer) -> Caller:
@@ -88,10 +92,9 @@ def admin(server: LiveServer) -> Caller:
 
 
 @pytest.fixture(scope="package")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+def server(tmp_path_factory: pytest.TempPathFactory, template: Path) -> Iterator[LiveServer]:
     """A server that survives what is done to it."""
-    home = tmp_path_factory.mktemp("faults") / "clawbox"
-    put_tools(home)
+    home = shutil.copytree(template, tmp_path_factory.mktemp("faults") / "clawbox")
     with running(home, CLAWBOX_SERVER__UNIX_SOCKET=str(home / "sock"), **FAST) as live:
         yield live
 

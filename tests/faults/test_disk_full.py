@@ -117,7 +117,9 @@ def test_a_log_that_takes_no_more_stops_new_work_until_it_does(serve):
 
 
 def test_where_the_operator_wants_it_so_work_goes_on_without_a_log(serve):
-    with serve(CLAWBOX_AUDIT__ON_ERROR="continue") as server, admin(server) as caller:
+    """And its log may be for people."""
+    text = {"CLAWBOX_LOGGING__FORMAT": "text", "CLAWBOX_LOGGING__LEVEL": "debug"}
+    with serve(CLAWBOX_AUDIT__ON_ERROR="continue", **text) as server, admin(server) as caller:
         caller.execute("echo", "1")
         size = (server.home / "audit" / "audit.jsonl").stat().st_size
         _, hard = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
@@ -126,6 +128,9 @@ def test_where_the_operator_wants_it_so_work_goes_on_without_a_log(serve):
             assert caller.execute("echo", "1").output_json == "1"
         assert caller.status().status == "degraded"
         assert "3 rows are lost" in _audit_component(caller).detail
+        log = server.log.read_text()
+        assert "serving" in log
+        assert not log.startswith("{")
 
 
 def _reports_nothing_else(server):

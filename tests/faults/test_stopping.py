@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from functools import partial
 
 import grpc
 import pytest
@@ -33,7 +34,11 @@ def test_what_runs_may_finish(serve, sig):
         server.process.send_signal(sig)
         assert next(watch).status == NOT_SERVING
         with admin(server) as late:
-            eventually(lambda: refused(lambda: late.execute("echo")).code == "UNAVAILABLE")
+            for one in (caller, late):
+                found = refused(partial(one.execute, "echo"))
+                assert found.kind == ("UNAVAILABLE", "SHUTTING_DOWN")
+                assert found.retry_after is not None
+        assert not any(call.done() for call in calls)
         assert [call.result().output_json for call in calls] == ['"done"'] * 2
         assert queued.result().output_json == "7"
         assert server.process.wait(20) == 0

@@ -89,12 +89,3 @@ def test_each_call_has_one_row_and_the_log_holds_no_secret(serve):
     assert verify(server.home / "audit").ok
     for line in server.log.read_text().splitlines():
         json.loads(line)
-
-
-def test_a_log_for_people(serve):
-    with serve(CLAWBOX_LOGGING__FORMAT="text", CLAWBOX_LOGGING__LEVEL="debug") as server:
-        with admin(server) as caller:
-            caller.execute("echo")
-        text = server.log.read_text()
-    assert "serving" in text
-    assert not text.startswith("{")

@@ -56,7 +56,8 @@ def stream_of(executor: Any):
     call.enter()
     unused: Any = None
     servicer = SandboxServicer(executor, unused, unused, CEILING)
-    return servicer.ExecuteStream(sandbox_pb2.ExecuteStreamRequest(), unused)
+    request = sandbox_pb2.ExecuteStreamRequest(execute=sandbox_pb2.ExecuteRequest(tool="any"))
+    return servicer.ExecuteStream(request, unused)
 
 
 def chunks(count, size, stream=OutputStream.STDOUT):
