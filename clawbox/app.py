@@ -23,6 +23,7 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
 from clawbox import __version__
 from clawbox.audit import AuditLog
 from clawbox.auth import TokenTable, watch_tokens
+from clawbox.children import linux
 from clawbox.children.enforcement import can_have_own_uids
 from clawbox.children.uids import UidRange
 from clawbox.policy import ShapeAction, ToolCeiling
@@ -180,6 +181,7 @@ def serve(config: Config) -> None:
     Raises what :func:`build_server` does.
     """
     configure_logging(config.logging)
+    linux.give_back_large_blocks()  # modules and artifacts are tens of megabytes, read once
     uvloop.run(_serve(config))
 
 

@@ -28,6 +28,8 @@ CAP_SETPCAP: Final = 8
 CAP_SYS_CHROOT: Final = 18
 CAP_SYS_ADMIN: Final = 21
 
+_M_MMAP_THRESHOLD: Final = -3
+
 _CAPABILITY_VERSION_3: Final = 0x2008_0522
 
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
@@ -127,3 +129,14 @@ class Timer:
 
     def _set(self, value: ctypes.Array[ctypes.c_char]) -> None:
         _check(_libc.timerfd_settime(self.descriptor, 0, value, None), "timerfd_settime")
+
+
+def give_back_large_blocks(threshold: int = 1 << 20) -> None:
+    """Have allocations of at least ``threshold`` bytes returned to the kernel when freed (mallopt(3)).
+
+    glibc raises its threshold to the largest block that was freed, up to 32 MiB, and then keeps such blocks
+    in its arenas. A C library without mallopt is left as it is.
+    """
+    mallopt = getattr(_libc, "mallopt", None)
+    if mallopt is not None:
+        mallopt(ctypes.c_int(_M_MMAP_THRESHOLD), ctypes.c_int(threshold))
