@@ -17,7 +17,8 @@ def open_descriptors():
 
 
 def forkservers_of(pid):
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    started = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [child for child in started if b"forkserver" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 async def gone(pid):

@@ -52,9 +52,16 @@ COMMAND_COMPONENT = """
 
 
 def children() -> list[int]:
-    """Processes that this one started and has not reaped."""
+    """Compile processes that this one started and has not reaped: another test's server may be there, too."""
     here = os.getpid()
-    return [int(pid) for pid in Path(f"/proc/{here}/task/{here}/children").read_text().split()]
+    started = [int(pid) for pid in Path(f"/proc/{here}/task/{here}/children").read_text().split()]
+    return [pid for pid in started if is_compiler_or_dead(pid)]
+
+
+def is_compiler_or_dead(pid: int) -> bool:
+    """Dead but not reaped counts: its command line is empty."""
+    command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    return not command or b"compile_child" in command
 
 
 def status_of(pid: int) -> dict[str, str]:
