@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import enum
 import logging
 import os
-from collections import OrderedDict, deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeVar
 
 import msgspec
 
-from clawbox.children.channel import FrameError, FrameProtocol
+from clawbox.children.channel import FrameError
 from clawbox.children.enforcement import Enforcement, probe
 from clawbox.children.launcher import (
-    Child,
     ChildrenUnavailableError,
     ForkServerGoneError,
     Launcher,
@@ -29,7 +26,6 @@ from clawbox.children.launcher import (
 from clawbox.errors import ClawboxError, Reason
 from clawbox.wasm.call import Call
 from clawbox.wasm.messages import (
-    FRAME_ALLOWANCE_BYTES,
     MAX_CONTROL_FRAME_BYTES,
     MAX_VIOLATIONS,
     ArtifactSpec,
@@ -43,6 +39,8 @@ from clawbox.wasm.messages import (
     frame_limit,
 )
 from clawbox.wasm.model import InvalidInputError, Limits, OnEvent, Outcome, Run, RunResult, ToolCode
+from clawbox.wasm.pool_worker import Fit, PoolWorker
+from clawbox.wasm.waiting import WaitingCalls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -69,7 +67,6 @@ _STARTS_AT_ONCE: Final = 4
 _START_FAILURES_TOLERATED: Final = 3
 _LONGEST_PAUSE_SECONDS: Final = 10.0
 
-_decoder = msgspec.msgpack.Decoder(FromWorker)
 _encoder = msgspec.msgpack.Encoder()
 
 _ENDED_WELL: Final = frozenset({Outcome.OK, Outcome.TOOL_ERROR, Outcome.INVALID_OUTPUT})
@@ -104,60 +101,6 @@ class PoolStats:
         return self.busy + self.idle + self.spare
 
 
-class _Worker:
-    """One child, from its fork to its death."""
-
-    def __init__(self, child: Child, pool: WorkerPool) -> None:
-        self.child = child
-        self.owner: str | None = None
-        self.calls = 0
-        self.call: Call | None = None
-        self.last_digest = ""
-        self.idle_since = 0.0
-        self.preparing_since: float | None = None
-        self.preparing: asyncio.TimerHandle | None = None
-        self.why = "lost"
-        """Why it ended, once it has; a worker that nobody ended is lost."""
-        self.ready: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self.killed = False
-        self.gone = False
-        self._pool = pool
-        self._channel_ended = False
-        self.protocol: FrameProtocol[FromWorker] = FrameProtocol(
-            _decoder, self._received, self._broken, max_bytes=FRAME_ALLOWANCE_BYTES
-        )
-        child.when_dead(self._check_gone)
-
-    @property
-    def connected(self) -> bool:
-        """Whether the channel is in the hands of :attr:`protocol`."""
-        return self.protocol.connected
-
-    def kill(self, why: str) -> None:
-        """End it. The first reason stands."""
-        if not self.killed:
-            self.killed = True
-            self.why = why
-        self.child.kill()
-
-    def _received(self, message: FromWorker) -> None:
-        self._pool.received(self, message)
-
-    def _broken(self, error: Exception | None) -> None:
-        # The channel's end is read before the death counts, so that nothing that was said is missed.
-        if error is not None:
-            _log.warning("worker %d broke the protocol and is killed: %s", self.child.pid, error)
-        self._channel_ended = True
-        self.child.kill()
-        self._pool.broken(self)
-        self._check_gone()
-
-    def _check_gone(self) -> None:
-        if self._channel_ended and not self.child.alive and not self.gone:
-            self.gone = True
-            self._pool.worker_gone(self)
-
-
 class WorkerPool:
     """Runs tools in workers while entered. Leaving ends every worker and every run.
 
@@ -179,12 +122,12 @@ class WorkerPool:
         self._max = max_concurrent
         self._observer = observer
         self._launcher = Launcher(KIND, uids, self._dispatch, data_bytes=_data_bytes(max_memory_bytes))
-        self._spare: list[_Worker] = []
-        self._idle: list[_Worker] = []  # longest idle first
-        self._busy: set[_Worker] = set()
+        self._spare: list[PoolWorker] = []
+        self._idle: list[PoolWorker] = []  # longest idle first
+        self._busy: set[PoolWorker] = set()
         self._starting = 0
-        self._workers: set[_Worker] = set()
-        self._waiting: OrderedDict[str, deque[Call]] = OrderedDict()  # by owner, in turn
+        self._workers: set[PoolWorker] = set()
+        self._waiting = WaitingCalls()
         self._loading: dict[str, asyncio.Task[ClawboxError | None]] = {}
         self._tasks = asyncio.TaskGroup()
         self._running: set[asyncio.Task[Any]] = set()
@@ -210,7 +153,7 @@ class WorkerPool:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._open = False
-        for call in self._take_waiting():
+        for call in self._waiting.take():
             call.fail(ClawboxError(Reason.SHUTTING_DOWN, "the server is stopping"))
         for worker in list(self._workers):
             worker.kill("cancelled" if worker.call is not None else "retired")
@@ -230,7 +173,7 @@ class WorkerPool:
             idle=len(self._idle),
             spare=len(self._spare),
             starting=self._starting,
-            waiting=sum(map(len, self._waiting.values())),
+            waiting=len(self._waiting),
             started_total=self._started_total,
             lost_total=self._lost_total,
             forkserver_restarts_total=self._launcher.restarts,
@@ -274,7 +217,7 @@ class WorkerPool:
             pause = self._resume_at - call.queued_at
             if pause > 0:
                 raise _unavailable("workers cannot be started", pause)
-            self._waiting.setdefault(run.owner, deque()).append(call)
+            self._waiting.add(call)
             self._loop.call_later(OVERDUE_SECONDS, self._dispatch)
             self._dispatch()
         try:
@@ -285,28 +228,28 @@ class WorkerPool:
 
     # Which worker gets which call.
 
-    def _find(self, call: Call) -> _Worker | None:
+    def _find(self, call: Call) -> PoolWorker | None:
         """A worker that may run ``call`` now.
 
         Best is one that ran the same tool last and has the next instance ready; among equals the one that
         ran last, whose caches are warm. One that still makes its next instance would keep the call waiting.
         """
         now = self._loop.time()
-        best: _Worker | None = None
-        best_rank = len(_Fit)
+        best: PoolWorker | None = None
+        best_rank = len(Fit)
         for worker in self._idle:
-            if worker.owner != call.run.owner or not _can_run(worker, call):
+            if worker.owner != call.run.owner or not worker.can_run(call):
                 continue
             if worker.preparing_since is not None and now - worker.preparing_since > _SKIP_PREPARING_SECONDS:
                 continue
-            rank = _fit(worker, call)
+            rank = worker.fit(call)
             if rank <= best_rank:
                 best, best_rank = worker, rank
         if best is not None and best.preparing_since is None:
             return best
         another = len(self._busy) + len(self._idle) < self._size
         if another or (best is None and self._may_take_spare(call, now)):
-            spare = next((spare for spare in self._spare if _can_run(spare, call)), None)
+            spare = next((spare for spare in self._spare if spare.can_run(call)), None)
             return spare or best
         return best
 
@@ -317,7 +260,7 @@ class WorkerPool:
     def _is_overdue(self, call: Call, now: float) -> bool:
         return now - call.queued_at >= OVERDUE_SECONDS * 0.9  # a timer may fire a little early
 
-    def _assign(self, worker: _Worker, call: Call) -> None:
+    def _assign(self, worker: PoolWorker, call: Call) -> None:
         if worker.owner is None:
             self._spare.remove(worker)
             worker.owner = call.run.owner
@@ -347,17 +290,12 @@ class WorkerPool:
         progress = True
         while progress:
             progress = False
-            for owner in list(self._waiting):
-                calls = self._waiting[owner]
-                worker = self._find(calls[0])
-                if worker is None:
-                    continue
-                call = calls.popleft()
-                del self._waiting[owner]
-                if calls:
-                    self._waiting[owner] = calls  # at the end: the others' turn
-                self._assign(worker, call)
-                progress = True
+            for call in self._waiting.firsts():
+                worker = self._find(call)
+                if worker is not None:
+                    self._waiting.served(call)
+                    self._assign(worker, call)
+                    progress = True
         self._provide()
 
     def _provide(self) -> None:
@@ -366,13 +304,12 @@ class WorkerPool:
         if not self._open or now < self._resume_at:
             return
         waiting = overdue = 0
-        for calls in self._waiting.values():
-            for call in calls:
-                if call.digest not in self._launcher.loaded:
-                    self._load(call.run.code)
-                else:
-                    waiting += 1
-                    overdue += self._is_overdue(call, now)
+        for call in self._waiting:
+            if call.digest not in self._launcher.loaded:
+                self._load(call.run.code)
+            else:
+                waiting += 1
+                overdue += self._is_overdue(call, now)
         busy = len(self._busy)
         missing = max(min(waiting, self._size - busy), min(overdue, self._max - busy))
         if not self._loading:
@@ -404,7 +341,7 @@ class WorkerPool:
                 "the compiled code of tool {tool} cannot be loaded",
                 tool=code.name,
             )
-            for call in self._take_waiting(code.digest):
+            for call in self._waiting.take(code.digest):
                 call.fail(failure)
         except ForkServerGoneError as error:
             failure = _unavailable(str(error), error.retry_after)
@@ -434,7 +371,7 @@ class WorkerPool:
 
     async def _start_and_wait(self) -> None:
         child, channel = await self._launcher.fork()
-        worker = _Worker(child, self)
+        worker = PoolWorker(child, self)
         self._workers.add(worker)
         try:
             await self._loop.create_unix_connection(lambda: worker.protocol, sock=channel)
@@ -457,7 +394,7 @@ class WorkerPool:
         if self._observer is not None:
             self._observer.worker_started()
 
-    def received(self, worker: _Worker, message: FromWorker) -> None:
+    def received(self, worker: PoolWorker, message: FromWorker) -> None:
         """A worker said something. Raises :class:`FrameError` when it should not have."""
         call = worker.call
         match message:
@@ -490,11 +427,11 @@ class WorkerPool:
             case _:
                 raise FrameError(f"{type(message).__name__} out of turn")
 
-    def broken(self, worker: _Worker) -> None:
+    def broken(self, worker: PoolWorker) -> None:
         """A worker's channel ended: it is dying, and must not get another call before that is known."""
         self._forget(worker)
 
-    def worker_gone(self, worker: _Worker) -> None:
+    def worker_gone(self, worker: PoolWorker) -> None:
         """A worker is dead, and everything that it said was read."""
         self._workers.discard(worker)
         self._forget(worker)
@@ -505,7 +442,7 @@ class WorkerPool:
         call = worker.call
         if call is not None:
             self._released(worker, call)
-            call.resolve(_lost(worker, call, self._loop.time()))
+            call.resolve(worker.lost_result(call, self._loop.time()))
         if worker.why == "lost":
             self._lost_total += 1
             if not worker.calls:
@@ -515,13 +452,13 @@ class WorkerPool:
         self._reconsider()
         self._dispatch()
 
-    def _released(self, worker: _Worker, call: Call) -> None:
+    def _released(self, worker: PoolWorker, call: Call) -> None:
         worker.call = None
         self._busy.discard(worker)
         if call.deadline is not None:
             call.deadline.cancel()
 
-    def _rest(self, worker: _Worker, *, prepares: bool) -> None:
+    def _rest(self, worker: PoolWorker, *, prepares: bool) -> None:
         if worker.killed or worker.calls >= CALLS_PER_WORKER:
             self._retire(worker)
             return
@@ -533,34 +470,29 @@ class WorkerPool:
         if len(self._busy) + len(self._idle) > self._size:
             self._loop.call_later(SURPLUS_IDLE_SECONDS, self._retire_surplus, worker, now)
 
-    def _retire(self, worker: _Worker) -> None:
+    def _retire(self, worker: PoolWorker) -> None:
         worker.kill("retired")
         self._forget(worker)
 
-    def _retire_surplus(self, worker: _Worker, idle_since: float) -> None:
+    def _retire_surplus(self, worker: PoolWorker, idle_since: float) -> None:
         surplus = len(self._busy) + len(self._idle) > self._size
         if surplus and worker in self._idle and worker.idle_since == idle_since:
             self._retire(worker)
 
-    def _forget(self, worker: _Worker) -> None:
+    def _forget(self, worker: PoolWorker) -> None:
         """No call goes to it any more."""
         for workers in (self._spare, self._idle):
             if worker in workers:
                 workers.remove(worker)
 
-    def _overstayed(self, worker: _Worker, call: Call) -> None:
+    def _overstayed(self, worker: PoolWorker, call: Call) -> None:
         call.overstayed = True
         worker.kill("overstayed")
 
     async def _abandon(self, call: Call) -> None:
         """The caller went away: nothing of its call goes on."""
         if call.started_at is None:
-            owner = call.run.owner
-            calls = self._waiting.get(owner)
-            if calls is not None and call in calls:
-                calls.remove(call)
-                if not calls:
-                    del self._waiting[owner]
+            self._waiting.discard(call)
             return
         for worker in self._busy:
             if worker.call is call:
@@ -585,7 +517,7 @@ class WorkerPool:
         self._resume_at = self._loop.time() + seconds
         self._loop.call_later(seconds, self._dispatch)
         error = _unavailable(why, seconds)
-        for call in self._take_waiting():
+        for call in self._waiting.take():
             call.fail(error)
         return error
 
@@ -595,22 +527,6 @@ class WorkerPool:
             self._available = available
             for tell in self._watchers:
                 tell(available)
-
-    def _take_waiting(self, digest: str | None = None) -> list[Call]:
-        """Take the calls (of one tool) that wait out of the queue."""
-        taken = [
-            call
-            for calls in self._waiting.values()
-            for call in calls
-            if digest is None or call.digest == digest
-        ]
-        for owner in list(self._waiting):
-            left = deque(call for call in self._waiting[owner] if call not in taken)
-            if left:
-                self._waiting[owner] = left
-            else:
-                del self._waiting[owner]
-        return taken
 
     def _dispatch_if_waiting(self) -> None:
         if self._waiting:
@@ -627,33 +543,6 @@ def _data_bytes(max_memory_bytes: int) -> int:
     """The hard limit of a worker: what the largest run may need, and an instance that was prepared for it."""
     largest = Limits(timeout_ms=1, fuel=1, memory_bytes=max_memory_bytes)
     return data_allowance(largest, MAX_CONTROL_FRAME_BYTES) + max_memory_bytes
-
-
-class _Fit(enum.IntEnum):
-    """How well a worker suits a call, best first."""
-
-    READY = 0
-    PREPARING = 1
-    OTHER_TOOL = 2
-    PREPARING_OTHER = 3
-
-
-def _fit(worker: _Worker, call: Call) -> _Fit:
-    if worker.preparing_since is None:
-        return _Fit.READY if worker.last_digest == call.digest else _Fit.OTHER_TOOL
-    return _Fit.PREPARING if worker.last_digest == call.digest else _Fit.PREPARING_OTHER
-
-
-def _can_run(worker: _Worker, call: Call) -> bool:
-    return call.digest in worker.child.loaded and not worker.child.orphaned
-
-
-def _lost(worker: _Worker, call: Call, now: float) -> RunResult:
-    if call.overstayed:
-        return call.lost(Outcome.TIMEOUT, f"ran longer than {call.run.limits.timeout_ms} ms", now)
-    if worker.why == "cancelled":
-        return call.lost(Outcome.CANCELLED, "the server stopped", now)
-    return call.lost(Outcome.SANDBOX_LOST, "the process of the sandbox died", now)
 
 
 def _unavailable(why: str, retry_after: float) -> ClawboxError:
