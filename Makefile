@@ -105,6 +105,10 @@ test: setup $(VENV)/stamps/dev  ## Run all tests (ARGS="-k name" for some)
 check: $(VENV)/stamps/dev  ## Lint, types, layers, contract, drift of generated files (ONLY="ruff mypy" for some)
 	@$(BIN)/python -m tools.check $(ONLY)
 
+.PHONY: leak-report
+leak-report: $(VENV)/stamps/installed  ## Count what the leak scanner finds, misses, and finds wrongly
+	@$(BIN)/python -m tools.leak_report
+
 .PHONY: generate
 generate: $(VENV)/stamps/dev  ## Write the generated files anew: stubs from protos/, docs from the code
 	@$(BIN)/buf generate

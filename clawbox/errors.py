@@ -156,6 +156,11 @@ class Reason(enum.Enum):
         "The request uses a part of clawbox that this server does not serve.",
         "Leave the field out, or use a server that serves it.",
     )
+    CREDENTIALS_UNREADABLE = _Spec(
+        Code.FAILED_PRECONDITION,
+        "The file of credentials, or the key that it is encrypted with, cannot be used.",
+        "See the message: which file, and what is wrong with it.",
+    )
     EXECUTION_LIMIT = _Spec(
         Code.RESOURCE_EXHAUSTED,
         "As many runs as the server allows are running and waiting.",

@@ -211,6 +211,11 @@ def with_shape(rules: tuple[NetworkRule, ...], on_shape: ShapeAction) -> tuple[N
     return tuple(rule if rule.on_shape else replace(rule, on_shape=on_shape) for rule in rules)
 
 
+def stricter_shape(actions: Iterable[ShapeAction]) -> ShapeAction:
+    """The strictest of one or more treatments."""
+    return max(actions, key=_STRICTNESS.__getitem__)
+
+
 def _shape_allows(outer: ShapeAction | None, inner: ShapeAction | None) -> bool:
     return outer is None or inner is None or _STRICTNESS[inner] >= _STRICTNESS[outer]
 
@@ -293,6 +298,31 @@ def _refuse(text: str) -> RuleError:
     return RuleError([("", text)])
 
 
+def canonical_host(name: str) -> str:
+    """The one form of a host: a lower-case ASCII name without its final dot, or a canonical IP literal.
+
+    IPv6 literals have no brackets here. What the C library would read as an IPv4 address although it is not
+    in the usual form (decimal, octal, hexadecimal, short) is no host. Raises RuleError.
+    """
+    if len(name) > 254:
+        raise _refuse("longer than a host name can be")
+    if not name.isascii():
+        raise _refuse(f"{_shown(name)} is not ASCII; write international names in punycode (xn--…)")
+    host = name.lower()
+    if ":" not in host:  # a final dot is a name's, never an IPv6 literal's
+        host = host.removesuffix(".")
+    literal = _ip_literal(host)
+    if literal is not None:
+        return literal
+    labels = host.split(".")
+    if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
+        raise _refuse(f"{_shown(name)} is not a host name or IP address (no scheme, port or path)")
+    # What ends in a number is an IPv4 address to the C library, however it is spelled (WHATWG URL, 3.5).
+    if re.fullmatch(r"[0-9]+|0x[0-9a-f]*", labels[-1]):
+        raise _refuse(f"{_shown(name)} is not a canonical IPv4 address")
+    return host
+
+
 def _parse_host(value: object, *, any_host: bool) -> str:
     if not isinstance(value, str) or not value:
         raise _refuse("a host is required, as a string")
@@ -300,24 +330,13 @@ def _parse_host(value: object, *, any_host: bool) -> str:
         if any_host:
             return value
         raise _refuse("a bare * would allow every host; name hosts, or *.suffix")
-    if len(value) > 260:
-        raise _refuse("longer than a host name can be")
-    if not value.isascii():
-        raise _refuse(f"{value!r} is not ASCII; write international names in punycode (xn--…)")
-    host = value.lower().removesuffix(".")
-    name = host.removeprefix("*.")
-    literal = _ip_literal(name)
-    if literal is not None:
-        if name != host:
-            raise _refuse(f"{value!r}: an IP address has no names below it")
-        return literal
-    labels = name.split(".")
-    if len(name) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
-        raise _refuse(f"{value!r} is not a host name, *.suffix or IP address (no scheme, port or path)")
-    # What ends in a number is an IPv4 address to the C library, however it is spelled (WHATWG URL, 3.5).
-    if re.fullmatch(r"[0-9]+|0x[0-9a-f]*", labels[-1]):
-        raise _refuse(f"{value!r} is not a canonical IPv4 address")
-    return host
+    name = value.removeprefix("*.")
+    host = canonical_host(name)
+    if name == value:
+        return host
+    if _ip_literal(host) is not None:
+        raise _refuse(f"{_shown(value)}: an IP address has no names below it")
+    return f"*.{host}"
 
 
 def _ip_literal(name: str) -> str | None:

@@ -132,7 +132,7 @@ class EgressSettings(Settings):
 class CredentialsSettings(Settings):
     """The encrypted file of credentials; its key comes from ``CLAWBOX_MASTER_KEY`` or from a file.
 
-    Planned: checked, and without effect until egress is served.
+    `clawbox creds` keeps and checks it. Planned: no server uses it until egress is served.
     """
 
     store_path: FilePath = Path("~/.clawbox/credentials.enc")

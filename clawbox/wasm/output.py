@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
@@ -35,7 +34,6 @@ _INLINE_BYTES = 32 << 10  # searched at 200 MB/s: below this, a thread costs mor
 _MAX_PLACES = 100
 _MAX_LOCATION = 512
 _REDACTED = REDACTED.encode()
-_TOKEN_BYTES = re.compile(rb"[\w\-.~+/=]*")
 
 
 class OutputForm(enum.Enum):
@@ -234,15 +232,15 @@ class _TextStream:
         self._buffer = bytearray()  # some of what was given, then what is held back
         self._given_to = 0  # where the latter begins
         self._trimmed = False
-        self._inside = False  # within a secret longer than all that is held
+        self._inside: Pattern | None = None  # within a secret longer than all that is held
 
     def feed(self, data: bytes) -> bytes:
         if self._inside:
-            rest = _TOKEN_BYTES.match(data)
+            rest = self._inside.rest.match(data)
             data = data[rest.end() :] if rest else data
             if not data:
                 return b""
-            self._inside = False
+            self._inside = None
         line_end = data.rfind(b"\n") + 1
         self._buffer += data
         size = len(self._buffer)
@@ -271,8 +269,10 @@ class _TextStream:
                 continue
             parts += (window[position:start], _REDACTED)
             position = end
-            if end == len(window) > cut:
-                self._inside = True
+            if end == len(window):
+                last = next(match.pattern for match in matches if match.end == end)
+                if end > cut or last.lines:
+                    self._inside = last
         parts.append(window[position:cut])
         self._given_to = max(position, cut)
         surplus = self._given_to - _CONTEXT_BYTES

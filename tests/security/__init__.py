@@ -1,0 +1,1 @@
+"""The security properties, each test named by its number (docs/security.md)."""

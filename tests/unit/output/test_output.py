@@ -11,12 +11,11 @@ from hypothesis import strategies as st
 from clawbox.egress.shapes import CREDENTIAL_SHAPES, GENERIC_SHAPES, OUTPUT_PATTERNS, Kind, PatternSet
 from clawbox.wasm.model import Level, LogEntry, Outcome, OutputChunk, OutputStream, RunResult
 from clawbox.wasm.output import HOLD_BYTES, Action, Finding, OutputForm, OutputScanner
+from tests.unit.egress.shape_examples import EXAMPLES
 
-SECRETS = {
-    "sk_api_key": "sk-" + "Ab1" * 9,
-    "github_personal_token": "ghp_" + "a1B2" * 9,
-    "github_server_token": "ghs_" + "a1B2" * 9,
-    "slack_token": "xoxb-123456-abcdefGHIJ",
+PRIVATE_KEY = EXAMPLES["private_key"]
+"""The only one that has lines."""
+SECRETS = {name: text for name, text in EXAMPLES.items() if text is not PRIVATE_KEY} | {
     "bearer_token": "Bearer abcdefghij.klmnopqrst_uv-w",
     "api_key_assignment": "api_key='abcdefghijklmnopqrstuvwx",
     "secret_assignment": 'password: "hunter2hunter2hunter2',
@@ -51,7 +50,7 @@ def ran(output=b"null", **fields):
 
 
 def test_every_pattern_has_an_example_here():
-    assert {pattern.name for pattern in OUTPUT_PATTERNS} == SECRETS.keys() | PHRASES.keys()
+    assert {pattern.name for pattern in OUTPUT_PATTERNS} == {*SECRETS, *PHRASES, "private_key"}
     assert len({pattern.name for pattern in OUTPUT_PATTERNS}) == len(OUTPUT_PATTERNS)
 
 
@@ -98,6 +97,24 @@ def test_a_secret_in_text_is_replaced_however_it_is_escaped(name, spelling):
     assert [entry.message for entry in result.logs] == ["clean", "[REDACTED]"]
     assert scanned.form is OutputForm.TEXT
     assert [finding.location for finding in scanned.report.findings] == ["", "stdout", "stderr", "logs/1"]
+
+
+def test_a_private_key_is_replaced_with_all_its_lines():
+    output = json.dumps({"key": PRIVATE_KEY}).encode()
+    assert scanner.scan_now(ran(output, stdout=PRIVATE_KEY.encode() + b"\nmore")).result == ran(
+        b'{"key": "[REDACTED]"}', stdout=b"[REDACTED]\nmore"
+    )
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 5000])
+def test_no_line_of_a_long_private_key_gets_through_a_stream(size):
+    lines = [f"{number:04d}" + "Ab1Cd2Ef3G" * 6 for number in range(200)]
+    head, *_, tail = PRIVATE_KEY.split("\n")
+    data = "\n".join(["before", head, *lines, tail, "after", ""]).encode()
+    shown = stream(data, range(size, len(data), size))
+    assert shown.startswith(b"before\n[REDACTED]")
+    assert shown.endswith(b"after\n")
+    assert not any(line.encode() in shown for line in lines)
 
 
 def test_output_that_is_not_utf8_stays_bytes():

@@ -67,6 +67,7 @@ def test_a_string_is_a_host_on_the_web_ports(text, host):
         "01.2.3.4",
         "*.1.2.3.4",
         "[::1]",
+        "::1.",
         "fe80::1%eth0",
         "a" * 64 + ".com",
         ".".join(["a" * 60] * 5),

@@ -1,0 +1,149 @@
+"""Why the sidecar does not do what it was asked, as values: a reason for machines, a sentence for agents.
+
+Each refusal has one :class:`Denial`, whose ``value`` is in replies, audit rows and metrics and never changes.
+Nothing that the sandbox or the upstream sent becomes a label: only ``detail`` holds such text, escaped.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+from dataclasses import dataclass
+from typing import NamedTuple
+
+_MAX_SHOWN = 120
+
+
+class Side(enum.Enum):
+    """Whose bytes were at fault."""
+
+    CLIENT = "client"
+    """The sandbox's: the request is not passed on."""
+    UPSTREAM = "upstream"
+    """What the allowed host answered: the answer is not passed on."""
+
+
+class _Spec(NamedTuple):
+    code: str
+    meaning: str
+
+
+class Denial(enum.Enum):
+    """Every reason that parsing or deciding can give, with its sentence."""
+
+    # The target and the Host header
+    MALFORMED_TARGET = _Spec("malformed_target", "The request target is not an absolute http or https URL.")
+    USERINFO = _Spec("userinfo_refused", "The URL has a user name or password before the host.")
+    SCHEME = _Spec("scheme_refused", "Only http and https are carried.")
+    BAD_HOST = _Spec("malformed_host", "The host is not a plain ASCII name or a canonical IP address.")
+    BAD_PORT = _Spec("malformed_port", "The port is not a decimal number in 1..65535.")
+    BAD_PATH = _Spec("ambiguous_path", "Servers disagree about what the path means, so it is not passed on.")
+    HOST_MISSING = _Spec("host_missing", "The request has no Host header.")
+    HOST_REPEATED = _Spec("host_repeated", "The request has more than one Host header.")
+    HOST_DIFFERS = _Spec(
+        "host_differs", "The Host header names another host or port than the request target."
+    )
+    TUNNEL_DIFFERS = _Spec(
+        "tunnel_differs", "A request inside a tunnel names another scheme, host or port than the tunnel."
+    )
+
+    # Heads
+    BAD_START_LINE = _Spec("malformed_start_line", "The first line is not one of HTTP/1.0 or HTTP/1.1.")
+    HTTP_VERSION = _Spec("http_version", "The HTTP version is not 1.0 or 1.1.")
+    HTTP2 = _Spec("http2_refused", "HTTP/2 in clear text (h2c, PRI) is not carried.")
+    BAD_HEADER = _Spec("malformed_header", "A header line is not a token, a colon and a value.")
+    FOLDED_HEADER = _Spec("folded_header", "A header line begins with white space.")
+    CONTROL_BYTE = _Spec("control_byte", "The head has a control byte, or a CR or LF alone.")
+    HEAD_TOO_LARGE = _Spec("head_too_large", "The head is larger than the limit.")
+    TOO_MANY_HEADERS = _Spec("too_many_headers", "The head has more lines than the limit.")
+
+    # Framing
+    BAD_LENGTH = _Spec("malformed_content_length", "Content-Length is not one plain decimal number.")
+    BAD_TRANSFER_ENCODING = _Spec(
+        "transfer_encoding_refused", "Transfer-Encoding is not exactly one chunked on HTTP/1.1."
+    )
+    LENGTH_AND_CHUNKED = _Spec(
+        "conflicting_framing", "The message has both Content-Length and Transfer-Encoding."
+    )
+    BAD_CHUNK = _Spec("malformed_chunk", "A chunk's size line or terminator is malformed.")
+    BAD_TRAILER = _Spec("malformed_trailer", "The trailers are malformed or too large.")
+    TRUNCATED = _Spec("truncated", "The connection ended in the middle of a message.")
+    UNEXPECTED_BYTES = _Spec("unexpected_bytes", "Bytes came where none may come.")
+    UNEXPECTED_BODY = _Spec("unexpected_body", "The message has a body that it must not have.")
+    TOO_MANY_INTERIM = _Spec("too_many_interim", "Too many 1xx responses came before the response.")
+
+    # What HTTP can ask for and does not get
+    WEBSOCKET = _Spec(
+        "websocket_refused",
+        "WebSocket is not carried where the sidecar reads the traffic; ask for a tunnel rule for this host.",
+    )
+    UPGRADE = _Spec("upgrade_refused", "Changing the protocol of a connection is not carried.")
+    EXPECTATION = _Spec("expectation_refused", "The only expectation that is carried is 100-continue.")
+    METHOD_REFUSED = _Spec("method_refused", "CONNECT inside a tunnel, TRACE and TRACK are never passed on.")
+
+    # Policy
+    NO_RULES = _Spec("network_not_granted", "This sandbox was granted no network.")
+    HOST_NOT_ALLOWED = _Spec("host_not_allowed", "No rule of this sandbox's grant names the host.")
+    PORT_NOT_ALLOWED = _Spec("port_not_allowed", "The grant names the host, but not this port.")
+    METHOD_NOT_ALLOWED = _Spec("method_not_allowed", "The grant names the host, but not this method.")
+    PATH_NOT_ALLOWED = _Spec("path_not_allowed", "The grant names the host, but not this path.")
+    ADDRESS_REFUSED = _Spec(
+        "address_refused", "The host's address is private, special, or one that the operator denies."
+    )
+    NO_ADDRESS = _Spec("no_address", "The host has no address.")
+
+    @property
+    def code(self) -> str:
+        """``host_not_allowed`` for one: stable, lower case."""
+        return self.value.code
+
+    @property
+    def meaning(self) -> str:
+        """One sentence for the agent."""
+        return self.value.meaning
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One refusal: what, whose fault, and a detail of the request itself."""
+
+    denial: Denial
+    detail: str = ""
+    """Printable ASCII, under 300 characters; never a header's or a query's value, nor an upstream's text."""
+    side: Side = Side.CLIENT
+
+    @property
+    def code(self) -> str:
+        """The reason for replies, audit rows and metrics; ``upstream_…`` where the upstream was at fault."""
+        return f"upstream_{self.denial.code}" if self.side is Side.UPSTREAM else self.denial.code
+
+    @property
+    def status(self) -> int:
+        """The HTTP status that the sandbox sees: 403, or 502 where the upstream is at fault (property 60)."""
+        return 502 if self.side is Side.UPSTREAM or self.denial is Denial.NO_ADDRESS else 403
+
+    @property
+    def message(self) -> str:
+        """The sentence, with the detail where there is one."""
+        meaning = self.denial.meaning
+        if self.side is Side.UPSTREAM:
+            meaning = f"The upstream's answer was refused. {meaning}"
+        return f"{meaning} ({self.detail})" if self.detail else meaning
+
+    def body(self) -> bytes:
+        """The JSON body of the reply, which names the reason (property 60)."""
+        return json.dumps({"error": self.message, "reason": self.code}).encode("ascii")
+
+
+class RefusedError(Exception):
+    """Carries a refusal out of a pure function."""
+
+    def __init__(self, denial: Denial, detail: str = "", side: Side = Side.CLIENT) -> None:
+        self.refusal = Refusal(denial, detail, side)
+        super().__init__(self.refusal.message)
+
+
+def shown(text: str) -> str:
+    """A client's text as a detail may have it: printable ASCII, cut. An upstream's may reflect secrets."""
+    escaped = ascii(text[:_MAX_SHOWN])[1:-1]
+    return escaped if len(escaped) <= _MAX_SHOWN else escaped[: _MAX_SHOWN - 3] + "..."

@@ -1,0 +1,404 @@
+"""The encrypted file of credentials, which the Rust clawbox 0.1 can read and write, too.
+
+The file is a 12-byte nonce, then AES-256-GCM ciphertext and tag, without version, associated data or key
+derivation; inside is a JSON list of objects with five texts each. What such an object cannot say is in one
+more entry of the list, which the Rust clawbox keeps and never sends (docs/decisions/014-credential-file.md).
+Errors never hold a value.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import fcntl
+import json
+import os
+import secrets
+import stat
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from clawbox.egress.credentials import (
+    Attachment,
+    BasicAttachment,
+    Budget,
+    Credential,
+    HeaderAttachment,
+    InvalidCredentialError,
+    QueryAttachment,
+    Secret,
+)
+from clawbox.errors import ClawboxError, Reason
+from clawbox.network_rules import RuleError, canonical_host
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+KEY_VARIABLE: Final = "CLAWBOX_MASTER_KEY"
+RULES_ENTRY: Final = "clawbox:rules"
+"""Name of the entry with what the others cannot say. No credential can be called so."""
+MAX_BYTES: Final = 4 << 20
+"""Size of the file."""
+_NONCE: Final = 12
+_TAG: Final = 16
+_KEYS: Final = ("name", "value", "domain", "header_name", "header_prefix")
+
+Entry = dict[str, str]
+
+
+class Fault(enum.Enum):
+    """What is wrong with the file or its key."""
+
+    NO_KEY = f"there is no master key; set {KEY_VARIABLE} or credentials.master_key_file"
+    BAD_KEY = "the master key is not 64 hexadecimal digits"
+    KEY_FILE = "the master key's file cannot be read"
+    NOT_PRIVATE = "others may read or change the file; make it `chmod 600`"
+    WRONG_OWNER = "the file belongs to another user"
+    NOT_A_FILE = "it is not a regular file"
+    UNREADABLE = "the file cannot be read"
+    UNWRITABLE = "the file cannot be written"
+    TOO_LARGE = "the file is larger than a credential file can be"
+    OTHER_KEY = "the file is damaged, or was written with another key"
+    MALFORMED = "the file decrypts, but what is inside is not a list of credentials"
+
+
+class VaultError(ClawboxError):
+    """The credential file cannot be used; nothing goes out in its place (property 42)."""
+
+    def __init__(self, fault: Fault, path: object) -> None:
+        self.fault = fault
+        super().__init__(Reason.CREDENTIALS_UNREADABLE, "{path}: {fault}", path=path, fault=fault.value)
+
+
+class MasterKey:
+    """The 32 bytes that the file is encrypted with; never shown."""
+
+    __slots__ = ("_bytes",)
+
+    def __init__(self, text: str, source: object = KEY_VARIABLE) -> None:
+        """``text`` is 64 hexadecimal digits. Raises VaultError."""
+        digits = text.strip()
+        try:
+            self._bytes = bytes.fromhex(digits)
+        except ValueError:
+            self._bytes = b""
+        if len(digits) != 64 or len(self._bytes) != 32:
+            raise VaultError(Fault.BAD_KEY, source)
+
+    def __repr__(self) -> str:
+        return "MasterKey(…)"
+
+    def cipher(self) -> AESGCM:
+        """What encrypts and decrypts with it."""
+        return AESGCM(self._bytes)
+
+
+def read_master_key(environ: Mapping[str, str], file: Path | None) -> MasterKey:
+    """The key from ``credentials.master_key_file`` where that is set, else from the environment.
+
+    Raises VaultError; a key file that others may read is refused.
+    """
+    if file is not None:
+        try:
+            text = _read_private(file, 4096).decode("ascii")
+        except FileNotFoundError:
+            raise VaultError(Fault.KEY_FILE, file) from None
+        except UnicodeDecodeError:
+            raise VaultError(Fault.BAD_KEY, file) from None
+        return MasterKey(text, file)
+    text = environ.get(KEY_VARIABLE, "")
+    if not text:
+        raise VaultError(Fault.NO_KEY, KEY_VARIABLE)
+    return MasterKey(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What is in the file."""
+
+    credentials: tuple[Credential, ...] = ()
+    broken: Mapping[str, str] = field(default_factory=dict)
+    """Entries that cannot be used, by name, and why: a request that needs one fails (property 42)."""
+
+    def get(self, name: str) -> Credential | None:
+        """The credential of that name, if there is a usable one."""
+        return next((one for one in self.credentials if one.name == name), None)
+
+
+class Vault:
+    """The file at a path. Reading takes no lock: it is only ever replaced as a whole."""
+
+    def __init__(self, path: Path, key: MasterKey) -> None:
+        self.path = path
+        self._key = key
+
+    def load(self) -> Contents:
+        """Everything in the file; nothing when there is no file. Raises VaultError."""
+        return contents_of(self._entries())
+
+    def put(self, credential: Credential) -> bool:
+        """Add a credential, or replace the one of that name; whether there was one. Raises VaultError."""
+        with self._locked():
+            entries = self._entries()
+            there = any(entry["name"] == credential.name for entry in entries)
+            self._write(_with(entries, credential))
+        return there
+
+    def remove(self, name: str) -> bool:
+        """Remove a credential; whether there was one. Raises VaultError."""
+        with self._locked():
+            entries = self._entries()
+            there = name != RULES_ENTRY and any(entry["name"] == name for entry in entries)
+            if there:
+                self._write(_without(entries, name))
+        return there
+
+    def _entries(self) -> list[Entry]:
+        try:
+            data = _read_private(self.path, MAX_BYTES)
+        except FileNotFoundError:
+            return []
+        try:
+            return decrypt(data, self._key)
+        except VaultError as error:
+            raise VaultError(error.fault, self.path) from None
+
+    def _write(self, entries: Sequence[Entry]) -> None:
+        data = encrypt(entries, self._key)
+        if len(data) > MAX_BYTES:
+            raise VaultError(Fault.TOO_LARGE, self.path)
+        temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(8)}")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            with open(os.open(temporary, flags, 0o600), "wb") as file:  # noqa: PTH123 - a descriptor
+                os.fchmod(file.fileno(), 0o600)
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self.path)
+            _sync_folder(self.path.parent)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise VaultError(Fault.UNWRITABLE, self.path) from None
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One writer at a time; the lock is on a file of its own, since this one is replaced."""
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(self.path.with_name(f"{self.path.name}.lock"), flags, 0o600)
+        except OSError:
+            raise VaultError(Fault.UNWRITABLE, self.path) from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def decrypt(data: bytes, key: MasterKey) -> list[Entry]:
+    """The entries of a file. Raises VaultError, which cannot tell a damaged file from another key."""
+    if len(data) < _NONCE + _TAG:
+        raise VaultError(Fault.OTHER_KEY, "credentials")
+    try:
+        plain = key.cipher().decrypt(data[:_NONCE], data[_NONCE:], None)
+    except InvalidTag:
+        raise VaultError(Fault.OTHER_KEY, "credentials") from None
+    try:
+        entries = json.loads(plain)
+    except (ValueError, RecursionError):
+        entries = None
+    if not isinstance(entries, list) or not all(map(_is_entry, entries)):
+        # Without the cause: a JSON error quotes what it read.
+        raise VaultError(Fault.MALFORMED, "credentials") from None
+    return entries
+
+
+def encrypt(entries: Sequence[Entry], key: MasterKey) -> bytes:
+    """A file with these entries, under a fresh nonce."""
+    nonce = secrets.token_bytes(_NONCE)
+    plain = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    return nonce + key.cipher().encrypt(nonce, plain, None)
+
+
+def contents_of(entries: Sequence[Entry]) -> Contents:
+    """What entries mean. Of two with one name, the last counts."""
+    rules = _rules(entries)
+    good: dict[str, Credential] = {}
+    broken: dict[str, str] = {}
+    for entry in entries:
+        name = entry["name"]
+        if name == RULES_ENTRY:
+            continue
+        good.pop(name, None)
+        broken.pop(name, None)
+        try:
+            good[name] = _credential(entry, rules.get(name, {}) if isinstance(rules, dict) else None)
+        except InvalidCredentialError as error:
+            broken[name] = str(error)
+    return Contents(tuple(good.values()), broken)
+
+
+def _is_entry(entry: object) -> bool:
+    return isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in _KEYS)
+
+
+def _rules(entries: Sequence[Entry]) -> dict[str, Any] | None:
+    """What the last rules entry says; None when it cannot be understood."""
+    texts = [entry["value"] for entry in entries if entry["name"] == RULES_ENTRY]
+    if not texts:
+        return {}
+    try:
+        rules = json.loads(texts[-1])
+    except (ValueError, RecursionError):
+        return None
+    return rules if isinstance(rules, dict) else None
+
+
+def _credential(entry: Entry, rule: Any) -> Credential:
+    if not isinstance(rule, dict):
+        raise InvalidCredentialError("rules", "what else is known of it cannot be understood; add it again")
+    header = HeaderAttachment(entry["header_name"], entry["header_prefix"])
+    harmless = {key: rule[key] for key in ("env", "short") if key in rule}
+    if entry["domain"]:
+        # As the Rust clawbox wrote it, or would have: whatever else was known is void.
+        try:
+            hosts = (canonical_host(entry["domain"]),)
+        except RuleError as error:
+            raise InvalidCredentialError("domain", error.problems[0][1]) from None
+        return _made(entry, hosts=hosts, attachment=header, **harmless)
+    known = {"hosts", "ports", "path_prefixes", "methods", "plain_http", "budget", "basic", "query"}
+    if not rule or not (known | harmless.keys()).issuperset(rule):
+        raise InvalidCredentialError("domain", "it has no host, or rules that this version does not know")
+    more = {key: value for key, value in rule.items() if key in known - {"basic", "query", "budget"}}
+    attachment: Attachment = header
+    if "basic" in rule:
+        attachment = BasicAttachment(rule["basic"])
+    elif "query" in rule:
+        attachment = QueryAttachment(rule["query"])
+    if "budget" in rule:
+        more["budget"] = _budget(rule["budget"])
+    return _made(entry, attachment=attachment, **more, **harmless)
+
+
+def _budget(value: Any) -> Budget:
+    try:
+        return Budget(**value)
+    except TypeError:
+        raise InvalidCredentialError("budget", "it cannot be understood") from None
+
+
+def _made(entry: Entry, **fields: Any) -> Credential:
+    try:
+        lists = {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
+        return Credential(name=entry["name"], value=Secret(entry["value"]), **(fields | lists))
+    except (TypeError, AttributeError):  # JSON of other types than ours
+        raise InvalidCredentialError("rules", "they cannot be understood; add it again") from None
+
+
+def _with(entries: Sequence[Entry], credential: Credential) -> list[Entry]:
+    """The entries with one credential in place of whatever had its name."""
+    rules = _rules(entries) or {}
+    rule = _rule_of(credential)
+    header = credential.attachment
+    entry = {
+        "name": credential.name,
+        "value": credential.value.reveal(),
+        # Empty where the Rust clawbox would send it further than it may go: no host is called so.
+        "domain": "" if "hosts" in rule else credential.hosts[0],
+        "header_name": header.name if isinstance(header, HeaderAttachment) else "",
+        "header_prefix": header.prefix if isinstance(header, HeaderAttachment) else "",
+    }
+    others = [one for one in entries if one["name"] != credential.name]
+    rules.pop(credential.name, None)
+    return _with_rules([*others, entry], rules | ({credential.name: rule} if rule else {}))
+
+
+def _without(entries: Sequence[Entry], name: str) -> list[Entry]:
+    rules = _rules(entries) or {}
+    rules.pop(name, None)
+    return _with_rules([one for one in entries if one["name"] != name], rules)
+
+
+def _with_rules(entries: Sequence[Entry], rules: dict[str, Any]) -> list[Entry]:
+    kept = [one for one in entries if one["name"] != RULES_ENTRY]
+    names = {one["name"] for one in kept}
+    value = {name: rule for name, rule in rules.items() if name in names}
+    if not value:
+        return kept
+    text = json.dumps(value, separators=(",", ":"))
+    return [
+        *kept,
+        {"name": RULES_ENTRY, "value": text, "domain": "", "header_name": "", "header_prefix": ""},
+    ]
+
+
+def _rule_of(credential: Credential) -> dict[str, Any]:
+    """What the five texts cannot say; with ``hosts`` when the Rust clawbox must not send the credential."""
+    rule: dict[str, Any] = {}
+    match credential.attachment:
+        case BasicAttachment(username):
+            rule["basic"] = username
+        case QueryAttachment(parameter):
+            rule["query"] = parameter
+    rule |= {
+        key: list(value)
+        for key, value in (("path_prefixes", credential.path_prefixes), ("methods", credential.methods))
+        if value
+    }
+    if credential.ports != (443,):
+        rule["ports"] = list(credential.ports)
+    if credential.plain_http:
+        rule["plain_http"] = True
+    if (budget := credential.budget) is not None:
+        rule["budget"] = {
+            "requests": budget.requests,
+            "bytes": budget.bytes,
+            "window_seconds": budget.window_seconds,
+        }
+    if rule or len(credential.hosts) > 1:
+        rule["hosts"] = list(credential.hosts)
+    if credential.env is not None:
+        rule["env"] = credential.env
+    if credential.short:
+        rule["short"] = True
+    return rule
+
+
+def _read_private(path: Path, limit: int) -> bytes:
+    """A file that its owner alone can read. Raises VaultError, and FileNotFoundError."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        raise VaultError(Fault.NOT_A_FILE if path.is_symlink() else Fault.UNREADABLE, path) from None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise VaultError(Fault.NOT_A_FILE, path)
+        if status.st_uid != os.geteuid():
+            raise VaultError(Fault.WRONG_OWNER, path)
+        if stat.S_IMODE(status.st_mode) & 0o077:
+            raise VaultError(Fault.NOT_PRIVATE, path)
+        if status.st_size > limit:
+            raise VaultError(Fault.TOO_LARGE, path)
+        return os.read(descriptor, limit)
+    except OSError:
+        raise VaultError(Fault.UNREADABLE, path) from None
+    finally:
+        os.close(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
