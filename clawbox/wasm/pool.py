@@ -135,6 +135,7 @@ class WorkerPool:
         self._open = False
         self._start_failures = 0
         self._resume_at = 0.0
+        self._resuming: asyncio.TimerHandle | None = None
         self._failing = False
         self._available = True
         self._watchers: list[Callable[[bool], None]] = []
@@ -514,12 +515,19 @@ class WorkerPool:
             self._failing = True
             _log.error("no worker can be started; it is tried again and again: %s", why)
         self._reconsider()
+        if self._resuming is not None:
+            self._resuming.cancel()
         self._resume_at = self._loop.time() + seconds
-        self._loop.call_later(seconds, self._dispatch)
+        self._resuming = self._loop.call_later(seconds, self._resume)
         error = _unavailable(why, seconds)
         for call in self._waiting.take():
             call.fail(error)
         return error
+
+    def _resume(self) -> None:
+        # The timer decides, not the clock: a timer may fire a little before the time that it was set for.
+        self._resume_at = 0.0
+        self._dispatch()
 
     def _reconsider(self) -> None:
         available = not self._failing or bool(self._spare or self._idle or self._busy)
