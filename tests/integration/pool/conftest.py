@@ -58,7 +58,7 @@ async def pool(uids, observer):
     descriptors = open_descriptors()
     async with WorkerPool(workers=2, max_concurrent=6, uids=uids, observer=observer) as running:
         yield running
-    assert descriptors == open_descriptors()
+    assert open_descriptors() <= descriptors  # fewer: what an earlier test left to close by itself
     assert running.stats().busy == running.stats().idle == running.stats().spare == 0
 
 
