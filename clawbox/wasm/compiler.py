@@ -249,7 +249,8 @@ async def _run_child(order: Order, binary: bytes, *, timeout: float | None) -> _
 
 
 async def _feed(stream: asyncio.StreamWriter, binary: bytes) -> None:
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it died: its status says why
+    # It died: its status says why. RuntimeError is what uvloop raises for a pipe that it has closed.
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError, RuntimeError):
         for start in range(0, len(binary), _CHUNK):
             stream.write(binary[start : start + _CHUNK])
             await stream.drain()

@@ -69,7 +69,7 @@ def home(monkeypatch):
     interpreter = next(filter(runs, candidates), None)
     if interpreter is None:
         pytest.skip(
-            f"an unprivileged user can run none of {', '.join(candidates)} with this installation's packages, "
+            f"an unprivileged user can run none of {', '.join(candidates)} with these packages, "
             "which are in a folder that only root can enter"
         )
     with tempfile.TemporaryDirectory() as folder:
