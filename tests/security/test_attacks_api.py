@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+import threading
 import tracemalloc
 from typing import TYPE_CHECKING, Any
 
+import grpc
 import grpc.aio
 import pytest
 import structlog
@@ -23,7 +25,7 @@ from tests.integration.sandbox_service.conftest import stack
 from tests.integration.sandbox_service.modules import ECHO
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from tests.integration.sandbox_service.conftest import Stack
 
@@ -36,21 +38,20 @@ def begin(name: str, size: int) -> sandbox_pb2.UploadToolRequest:
     return sandbox_pb2.UploadToolRequest(start=sandbox_pb2.UploadToolStart(name=name, size_bytes=size))
 
 
-async def silence() -> AsyncIterator[sandbox_pb2.UploadToolRequest]:
+def silence(over: threading.Event) -> Iterator[sandbox_pb2.UploadToolRequest]:
     yield begin("squatted", 100)
-    await asyncio.Event().wait()
+    over.wait()
 
 
-async def not_a_word() -> AsyncIterator[sandbox_pb2.UploadToolRequest]:
-    await asyncio.Event().wait()
+def not_a_word(over: threading.Event) -> Iterator[sandbox_pb2.UploadToolRequest]:
+    over.wait()
     yield begin("squatted", 100)
 
 
-async def nothing_for_ever() -> AsyncIterator[sandbox_pb2.UploadToolRequest]:
+def nothing_for_ever(over: threading.Event) -> Iterator[sandbox_pb2.UploadToolRequest]:
     yield begin("squatted", 100)
-    while True:
+    while not over.wait(0.001):
         yield sandbox_pb2.UploadToolRequest(chunk=b"")
-        await asyncio.sleep(0.001)
 
 
 @pytest.mark.parametrize("attack", [silence, not_a_word, nothing_for_ever])
@@ -60,18 +61,16 @@ async def test_an_upload_that_never_ends_is_ended_and_its_name_is_free(
     attack: Any,
 ) -> None:
     monkeypatch.setattr(sandbox, "UPLOAD_START_SECONDS", 0.3)
-    with pytest.raises(grpc.aio.AioRpcError) as failed:
-        await stack.sandbox.UploadTool(attack(), metadata=stack.as_("ann"), timeout=20)
-    assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert "slower than" in (failed.value.details() or "")
+    over = threading.Event()
+    with pytest.raises(grpc.RpcError) as failed:
+        await stack.upload(attack(over), "ann")
+    over.set()
+    error: Any = failed.value
+    assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert "slower than" in error.details()
     assert not list((stack.tool_dir / ".clawbox" / "staging").iterdir())
-
-    async def honest() -> AsyncIterator[sandbox_pb2.UploadToolRequest]:
-        yield begin("squatted", len(ECHO))
-        yield sandbox_pb2.UploadToolRequest(chunk=ECHO)
-
     monkeypatch.undo()
-    await stack.sandbox.UploadTool(honest(), metadata=stack.as_("ann"), timeout=20)
+    await stack.upload([begin("squatted", len(ECHO)), sandbox_pb2.UploadToolRequest(chunk=ECHO)], "ann")
     await stack.sandbox.DeleteTool(
         sandbox_pb2.DeleteToolRequest(name="squatted"), metadata=stack.as_("ann"), timeout=20
     )
@@ -117,13 +116,9 @@ async def test_the_log_does_not_repeat_parameters_that_break_a_schema(
         "input_schema": {"properties": {"pin": {"pattern": "^[0-9]+$"}}},
     }
 
-    async def upload() -> AsyncIterator[sandbox_pb2.UploadToolRequest]:
-        first = begin("strict", len(ECHO))
-        json_format.ParseDict(manifest, first.start.manifest)
-        yield first
-        yield sandbox_pb2.UploadToolRequest(chunk=ECHO)
-
-    await stack.sandbox.UploadTool(upload(), metadata=stack.as_("ann"), timeout=20)
+    first = begin("strict", len(ECHO))
+    json_format.ParseDict(manifest, first.start.manifest)
+    await stack.upload([first, sandbox_pb2.UploadToolRequest(chunk=ECHO)], "ann")
     with structlog.testing.capture_logs() as entries, pytest.raises(grpc.aio.AioRpcError) as failed:
         await stack.sandbox.Execute(
             sandbox_pb2.ExecuteRequest(tool="strict", params_json='{"pin": "swordfish"}'),
