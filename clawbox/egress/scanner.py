@@ -1,8 +1,6 @@
 """Searching a stream: bytes in, the bytes that may go on out, whatever the chunks (46, 48, 52, 54).
 
-What a stream holds back depends on public facts alone (docs/security.md, 67): everything since the last line
-feed, at least ``HOLD`` and at most twice as many bytes of what has none, the same for every secret and text.
-Holding back "what could begin a match" told 79 of 80 digits of a secret in 2,325 probes.
+How much a stream holds back is :mod:`clawbox.egress.hold_back`'s to say, and depends on no secret.
 """
 
 from __future__ import annotations
@@ -11,6 +9,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from clawbox.egress.findings import Action, Finding, Judge, LeakError, Place
+from clawbox.egress.hold_back import HoldBack
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,9 +17,6 @@ if TYPE_CHECKING:
     from clawbox.egress.shapes import Match, Pattern, PatternSet
 
 REDACTED: Final = b"[REDACTED]"
-HOLD: Final = 4096
-"""Bytes without a line feed that are held back: at least this many, at most twice as many. No match of a
-known secret is longer (``encodings.LONGEST``), so that none goes on in pieces."""
 _CONTEXT: Final = 64  # of what went on, for `\b` and for what may not stand before a match
 
 
@@ -40,9 +36,7 @@ class StreamScanner:
         self._patterns = tuple(patterns)
         self._judge = judge
         self._keep_length = keep_length
-        self._buffer = bytearray()  # a little of what went on, then what is held
-        self._given = 0  # where the latter begins
-        self._counted = 0  # matches that begin before were counted
+        self._held = HoldBack(_CONTEXT)
         self._inside: Pattern | None = None  # within a secret longer than all that is held
         self._refused = False
 
@@ -63,41 +57,34 @@ class StreamScanner:
             if not data:
                 return prefix
             self._inside = None
-        line_end = data.rfind(b"\n") + 1
-        self._buffer += data
-        size = len(self._buffer)
-        cut = size - len(data) + line_end if line_end else self._given
-        if size - cut > 2 * HOLD:
-            cut = size - HOLD
-        return prefix + self._give(cut)
+        return prefix + self._give(self._held.add(data))
 
     def finish(self) -> bytes:
         """What was held back, at the clean end of the body. Raises LeakError."""
         if self._refused:
             raise LeakError(tuple(self.found))
-        return self._give(len(self._buffer))
+        return self._give(len(self._held))
 
     def _give(self, cut: int) -> bytes:
-        if cut <= self._given:
+        if cut <= self._held.given:
             return b""
-        window = bytes(self._buffer)
+        window = self._held.window()
         matches = [match for patterns in self._patterns for match in patterns.find(window)]
-        given = self._cleaned(window, cut, matches) if matches else window[self._given : cut]
-        self._given = self._counted = max(self._given, cut)
-        surplus = self._given - _CONTEXT
-        if surplus > 0:
-            del self._buffer[:surplus]
-            self._given -= surplus
-            self._counted -= surplus
+        to = cut
+        given = window[self._held.given : cut]
+        if matches:
+            given, to = self._cleaned(window, cut, matches)
+        self._held.go_on(max(to, cut))
         return given
 
-    def _cleaned(self, window: bytes, cut: int, matches: list[Match]) -> bytes:
+    def _cleaned(self, window: bytes, cut: int, matches: list[Match]) -> tuple[bytes, int]:
+        """What goes on of the window up to ``cut``, and how far a secret that was replaced reaches beyond."""
         spans: list[tuple[int, int, Pattern]] = []
         for match in sorted(matches, key=lambda match: (match.start, -match.end)):
-            if match.end <= self._given or match.start >= cut:
+            if match.end <= self._held.given or match.start >= cut:
                 continue
             action = self._judge(match, window)
-            if match.start >= self._counted or action is not Action.REPORTED:
+            if match.start >= self._held.given or action is not Action.REPORTED:
                 self.found[Finding(match.pattern.name, match.pattern.kind, Place.BODY, action)] += 1
             self._refused = self._refused or action is Action.REFUSED
             if action is Action.REDACTED:
@@ -107,10 +94,10 @@ class StreamScanner:
                 else:
                     spans.append((match.start, match.end, match.pattern))
         if self._refused:
-            self._buffer.clear()
+            self._held.clear()
             raise LeakError(tuple(self.found))
         parts: list[bytes] = []
-        position = self._given
+        position = self._held.given
         for start, end, pattern in spans:
             begin = max(start, position)
             parts += (window[position:begin], self._mask(end - begin))
@@ -118,8 +105,7 @@ class StreamScanner:
             if end == len(window) and (end > cut or pattern.lines):
                 self._inside = pattern
         parts.append(window[position:cut])
-        self._given = position
-        return b"".join(parts)
+        return b"".join(parts), position
 
     def _mask(self, size: int) -> bytes:
         return (REDACTED + b"*" * size)[:size] if self._keep_length else REDACTED

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from clawbox import json_text
+from clawbox.egress.hold_back import HoldBack
 from clawbox.egress.shapes import OUTPUT_PATTERNS, Kind, Match, Pattern, PatternSet
 from clawbox.wasm.escapes import unescape, unescape_quickly
 from clawbox.wasm.model import LogEntry, Outcome, OutputChunk, OutputStream, RunEvent, RunResult
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 REDACTED = "[REDACTED]"
-HOLD_BYTES = 4096
-"""What a stream holds back without a line feed: at least this, at most twice this much. A constant, whatever
-the text: what is held must tell nothing about it (docs/security.md, 67)."""
 
 _CONTEXT_BYTES = 1024  # of what a stream already gave, so that a match may begin before a line feed
 _INLINE_BYTES = 32 << 10  # searched at 200 MB/s: below this, a thread costs more than it saves
@@ -182,7 +180,7 @@ class OutputScanner:
 class EventScanner:
     """Searches what a run writes while it runs, and gives on what may be shown.
 
-    Text is given on up to its last line feed; of what follows, between ``HOLD_BYTES`` and twice as much is
+    Text is given on up to its last line feed; of what follows, between ``HOLD`` and twice as much is
     held back, so that no secret gets through in pieces. Offsets count the bytes given, not those written.
     Where injections block, nothing more comes once one was seen; what came before it has gone.
     """
@@ -229,9 +227,7 @@ class _TextStream:
         self.stopped = False
         self._scanner = scanner
         self._stop = stop_at_injection
-        self._buffer = bytearray()  # some of what was given, then what is held back
-        self._given_to = 0  # where the latter begins
-        self._trimmed = False
+        self._held = HoldBack(_CONTEXT_BYTES)
         self._inside: Pattern | None = None  # within a secret longer than all that is held
 
     def feed(self, data: bytes) -> bytes:
@@ -241,29 +237,23 @@ class _TextStream:
             if not data:
                 return b""
             self._inside = None
-        line_end = data.rfind(b"\n") + 1
-        self._buffer += data
-        size = len(self._buffer)
-        cut = size - len(data) + line_end if line_end else self._given_to
-        if size - cut > 2 * HOLD_BYTES:
-            cut = size - HOLD_BYTES
-        return self._give(cut)
+        return self._give(self._held.add(data))
 
     def flush(self) -> bytes:
-        return self._give(len(self._buffer))
+        return self._give(len(self._held))
 
     def _give(self, cut: int) -> bytes:
-        if cut <= self._given_to or self.stopped:
+        if cut <= self._held.given or self.stopped:
             return b""
-        window = bytes(self._buffer)
+        window = self._held.window()
         matches = self._scanner.matches(window)
-        if self._trimmed:  # the window begins in the middle of something, where `^` means nothing
+        if self._held.trimmed:  # the window begins in the middle of something, where `^` means nothing
             matches = [match for match in matches if match.start or match.pattern.kind is not Kind.INJECTION]
-        if self._stop and any(match.end > self._given_to for match in _injections(matches)):
+        if self._stop and any(match.end > self._held.given for match in _injections(matches)):
             self.stopped = True
             return b""
         parts: list[bytes] = []
-        position = self._given_to
+        position = self._held.given
         for start, end in _secret_spans(matches):
             if end <= position or start >= cut:
                 continue
@@ -274,12 +264,7 @@ class _TextStream:
                 if end > cut or last.lines:
                     self._inside = last
         parts.append(window[position:cut])
-        self._given_to = max(position, cut)
-        surplus = self._given_to - _CONTEXT_BYTES
-        if surplus > 0:
-            del self._buffer[:surplus]
-            self._given_to -= surplus
-            self._trimmed = True
+        self._held.go_on(max(position, cut))
         return b"".join(parts)
 
 

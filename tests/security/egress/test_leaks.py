@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from clawbox.egress.content_coding import CodingError, EncodedScanner, codings_of
 from clawbox.egress.encodings import LONGEST
 from clawbox.egress.findings import Action, Finding, LeakError, Place
+from clawbox.egress.hold_back import HOLD
 from clawbox.egress.leaks import LeakDetector, is_text
-from clawbox.egress.scanner import HOLD
 from clawbox.egress.shapes import Kind
 from clawbox.network_rules import ShapeAction
 from tests.unit.egress.shape_examples import EXAMPLES

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from clawbox.egress.hold_back import HOLD
 from clawbox.egress.shapes import CREDENTIAL_SHAPES, GENERIC_SHAPES, OUTPUT_PATTERNS, Kind, PatternSet
 from clawbox.wasm.model import Level, LogEntry, Outcome, OutputChunk, OutputStream, RunResult
-from clawbox.wasm.output import HOLD_BYTES, Action, Finding, OutputForm, OutputScanner
+from clawbox.wasm.output import Action, Finding, OutputForm, OutputScanner
 from tests.unit.egress.shape_examples import EXAMPLES
 
 PRIVATE_KEY = EXAMPLES["private_key"]
@@ -232,10 +233,8 @@ def test_no_secret_gets_through_byte_by_byte(name):
 
 
 @shapes
-@pytest.mark.parametrize(
-    "before", [0, 1, HOLD_BYTES - 20, HOLD_BYTES, 2 * HOLD_BYTES - 20, 2 * HOLD_BYTES, 30_000]
-)
-@pytest.mark.parametrize("after", [0, HOLD_BYTES - 10, HOLD_BYTES + 1, 20_000])
+@pytest.mark.parametrize("before", [0, 1, HOLD - 20, HOLD, 2 * HOLD - 20, 2 * HOLD, 30_000])
+@pytest.mark.parametrize("after", [0, HOLD - 10, HOLD + 1, 20_000])
 @pytest.mark.parametrize("piece", [977, 4096, 65_536])
 def test_no_secret_gets_through_a_long_line(name, before, after, piece):
     data = b"." * before + b" " + SECRETS[name].encode() + b" " + b"." * after
@@ -263,8 +262,8 @@ def test_rule_67_lines_come_at_once_and_what_follows_is_held_back_by_a_constant(
     assert fed(b"one\ntwo\nthr") == b"one\ntwo\n"
     for text in (b"a" * 10, b"sk-aaaaaa "):
         assert fed(text) == b""
-    assert len(fed(b"b" * 2 * HOLD_BYTES)) == len(b"thr") + 20 + HOLD_BYTES
-    assert len(fed(b"ee\n")) == HOLD_BYTES + 3
+    assert len(fed(b"b" * 2 * HOLD)) == len(b"thr") + 20 + HOLD
+    assert len(fed(b"ee\n")) == HOLD + 3
 
 
 @settings(max_examples=200)
