@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
@@ -34,7 +34,8 @@ async def refused(call):
     with pytest.raises(grpc.RpcError) as caught:
         await call
     status = status_pb2.Status()
-    for key, value in caught.value.trailing_metadata() or ():
+    error: Any = caught.value
+    for key, value in error.trailing_metadata() or ():
         if key == "grpc-status-details-bin":
             assert isinstance(value, bytes)
             status.ParseFromString(value)
@@ -43,7 +44,7 @@ async def refused(call):
     for detail in status.details:
         detail.Unpack(info)
         detail.Unpack(bad)
-    return caught.value.code().name, info.reason, [violation.field for violation in bad.field_violations]
+    return error.code().name, info.reason, [violation.field for violation in bad.field_violations]
 
 
 async def rows_of(stack, request_id):
