@@ -26,6 +26,7 @@ class Side(enum.Enum):
 class _Spec(NamedTuple):
     code: str
     meaning: str
+    status: int = 403
 
 
 class Denial(enum.Enum):
@@ -90,7 +91,64 @@ class Denial(enum.Enum):
     ADDRESS_REFUSED = _Spec(
         "address_refused", "The host's address is private, special, or one that the operator denies."
     )
-    NO_ADDRESS = _Spec("no_address", "The host has no address.")
+    NO_ADDRESS = _Spec("no_address", "The host has no address.", 502)
+
+    # Who asks, and how much
+    TOKEN_MISSING = _Spec(
+        "token_missing", "The request carries no token; send the one in CLAWBOX_PROXY_TOKEN.", 407
+    )
+    TOKEN_INVALID = _Spec("token_invalid", "The token is not this sandbox's.", 407)
+    RATE_LIMITED = _Spec("rate_limited", "The sandbox sends more requests per second than it may.", 429)
+    TOO_MANY_REQUESTS = _Spec(
+        "too_many_requests", "As many requests of the sandbox are under way as may be.", 429
+    )
+    TOO_MANY_TUNNELS = _Spec("too_many_tunnels", "As many tunnels of the sandbox are open as may be.", 429)
+    BODY_TOO_LARGE = _Spec("body_too_large", "The body is larger than the limit.")
+    HEAD_TIMEOUT = _Spec("head_timeout", "The head took too long to come.")
+    IDLE_TIMEOUT = _Spec("idle_timeout", "Nothing came for too long.", 504)
+    CALL_TIMEOUT = _Spec("timeout", "The call took longer than it may.", 504)
+    MALFORMED_CALL = _Spec("malformed_call", "The body of POST /proxy is not the JSON that it takes.")
+    UNKNOWN_ROUTE = _Spec(
+        "unknown_route", "The sidecar itself serves POST /proxy and http://localhost/https://host/path alone."
+    )
+
+    # Reaching the upstream
+    DNS_FAILED = _Spec("dns_failed", "The host's name could not be resolved.", 502)
+    DNS_TIMEOUT = _Spec("dns_timeout", "Resolving the host's name took too long.", 504)
+    CONNECT_FAILED = _Spec("connect_failed", "No connection to the host could be made.", 502)
+    CONNECT_TIMEOUT = _Spec("connect_timeout", "Connecting to the host took too long.", 504)
+    TLS_FAILED = _Spec("tls_failed", "The host's certificate or TLS handshake is not good.", 502)
+    UPSTREAM_GONE = _Spec("upstream_gone", "The host closed the connection without an answer.", 502)
+
+    # TLS from the sandbox
+    NOT_TLS = _Spec("not_tls", "What came through the tunnel is not TLS.")
+    SNI_MISSING = _Spec("sni_missing", "The TLS handshake names no server.")
+    SNI_DIFFERS = _Spec("sni_differs", "The TLS handshake names another server than CONNECT did.")
+    HTTP2_ONLY = _Spec(
+        "http2_only", "The client speaks HTTP/2 alone; ask for a tunnel rule for this host, or use HTTP/1.1."
+    )
+    CLIENT_TLS_FAILED = _Spec(
+        "client_tls_failed", "The client did not finish the TLS handshake; it may not trust the sandbox's CA."
+    )
+
+    # Secrets
+    LEAK = _Spec("leak_detected", "The request holds a secret that must not leave the sandbox.")
+    LEAK_INBOUND = _Spec("leak_in_answer", "The answer holds a secret that could not be taken out.", 502)
+    UNREADABLE_CODING = _Spec(
+        "content_coding_refused", "The body is in an encoding that cannot be looked into.", 403
+    )
+    CREDENTIAL_UNAVAILABLE = _Spec(
+        "credential_unavailable", "The credential for this request cannot be used now.", 502
+    )
+    CREDENTIALS_SUSPENDED = _Spec(
+        "credentials_suspended",
+        "Known secrets were found in this sandbox's requests, so its credentials are not attached any more.",
+    )
+    BUDGET_SPENT = _Spec("budget_spent", "The credential's budget is spent for now.", 429)
+    AUDIT_UNAVAILABLE = _Spec(
+        "audit_unavailable", "Nothing may be sent because it could not be written down.", 502
+    )
+    INTERNAL = _Spec("internal", "The sidecar failed.", 502)
 
     @property
     def code(self) -> str:
@@ -119,8 +177,8 @@ class Refusal:
 
     @property
     def status(self) -> int:
-        """The HTTP status that the sandbox sees: 403, or 502 where the upstream is at fault (property 60)."""
-        return 502 if self.side is Side.UPSTREAM or self.denial is Denial.NO_ADDRESS else 403
+        """The HTTP status that the sandbox sees (property 60); 502 for whatever the upstream is at fault."""
+        return 502 if self.side is Side.UPSTREAM else self.denial.value.status
 
     @property
     def message(self) -> str:
