@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Final, NoReturn
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from clawbox.egress.http.headers import NEVER_SENT, canonical_name
 from clawbox.egress.rules import CredentialScope
 from clawbox.network_rules import NetworkRule, RuleError, canonical_host
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
 
 SHORTEST: Final = 16
 """Characters of a secret: a shorter one can be guessed from what redaction shows (docs/security.md, 68)."""
@@ -137,8 +140,8 @@ class Credential:
             part, text = error.problems[0]
             raise InvalidCredentialError(part, text) from None
         # In the form that requests are compared in.
-        for field in ("ports", "methods", "path_prefixes"):
-            object.__setattr__(self, field, getattr(rule, field))
+        for part in ("ports", "methods", "path_prefixes"):
+            object.__setattr__(self, part, getattr(rule, part))
         _check_attachment(self.attachment)
         if self.env is not None and _ENV.fullmatch(self.env) is None:
             raise InvalidCredentialError("env", "not the name of an environment variable")
@@ -155,6 +158,37 @@ class Credential:
     def placeholder(self) -> str:
         """What the sandbox sees in its place: for SDKs that insist on a key."""
         return f"placeholder-for-{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxSecrets:
+    """What one sandbox's sidecar knows: the credentials of its grant, and nothing of any other."""
+
+    credentials: Mapping[str, Credential] = field(default_factory=dict)
+    """By name."""
+    broken: Mapping[str, str] = field(default_factory=dict)
+    """Names of the grant without a usable credential, and why: what needs one fails (docs/security.md 42)."""
+    retired: tuple[tuple[str, str], ...] = ()
+    """(name, value) of what was rotated or removed: not attached any more, but still a secret (76)."""
+
+    def known(self) -> Iterator[tuple[str, str]]:
+        """(name, value) of everything that must not show: for the leak detector."""
+        for name, credential in self.credentials.items():
+            yield name, credential.value.reveal()
+        yield from self.retired
+
+    def after(self, earlier: SandboxSecrets) -> SandboxSecrets:
+        """These, with every value that ``earlier`` knew and these do not among the retired.
+
+        So that a keeper that was started anew, and knows of no rotation, makes no sidecar forget one.
+        """
+        current = set(self.known())
+        forgotten = [pair for pair in dict.fromkeys(earlier.known()) if pair not in current]
+        return SandboxSecrets(self.credentials, self.broken, (*self.retired, *forgotten))
+
+    def __repr__(self) -> str:
+        """Nothing of what it holds, not even names."""
+        return "SandboxSecrets(…)"
 
 
 def _limits(budget: Budget) -> list[int]:
