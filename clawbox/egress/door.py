@@ -34,7 +34,7 @@ class CallDoor(Protocol):
 
     @property
     def has_secrets(self) -> bool:
-        """Whether the sidecar holds a secret that the call's output could show (one in use, or a retired one).
+        """Whether the sidecar knows a secret that the output could show: one in use, or a retired one.
 
         Fixed for the call. Where it is False, output need not go through :meth:`clean`.
         """
