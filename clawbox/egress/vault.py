@@ -43,6 +43,8 @@ RULES_ENTRY: Final = "clawbox:rules"
 """Name of the entry with what the others cannot say. No credential can be called so."""
 MAX_BYTES: Final = 4 << 20
 """Size of the file."""
+MAX_KEY_BYTES: Final = 4096
+"""Size of a file with the master key."""
 _NONCE: Final = 12
 _TAG: Final = 16
 _KEYS: Final = ("name", "value", "domain", "header_name", "header_prefix")
@@ -104,7 +106,7 @@ def read_master_key(environ: Mapping[str, str], file: Path | None) -> MasterKey:
     """
     if file is not None:
         try:
-            text = _read_private(file, 4096).decode("ascii")
+            text = _read_private(file, MAX_KEY_BYTES).decode("ascii")
         except FileNotFoundError:
             raise VaultError(Fault.KEY_FILE, file) from None
         except UnicodeDecodeError:
@@ -158,9 +160,8 @@ class Vault:
         return there
 
     def _entries(self) -> list[Entry]:
-        try:
-            data = _read_private(self.path, MAX_BYTES)
-        except FileNotFoundError:
+        data = read_file(self.path)
+        if data is None:
             return []
         try:
             return decrypt(data, self._key)
@@ -200,6 +201,17 @@ class Vault:
             yield
         finally:
             os.close(descriptor)
+
+
+def read_file(path: Path) -> bytes | None:
+    """A credential file as it is, encrypted: whoever has no key can read it. None: there is no file.
+
+    Raises VaultError.
+    """
+    try:
+        return _read_private(path, MAX_BYTES)
+    except FileNotFoundError:
+        return None
 
 
 def decrypt(data: bytes, key: MasterKey) -> list[Entry]:
@@ -371,8 +383,11 @@ def _rule_of(credential: Credential) -> dict[str, Any]:
     return rule
 
 
-def _read_private(path: Path, limit: int) -> bytes:
-    """A file that its owner alone can read. Raises VaultError, and FileNotFoundError."""
+def open_private(path: Path, limit: int) -> int:
+    """A descriptor, not inherited, of a file of at most ``limit`` bytes that its owner alone can read.
+
+    Raises VaultError, and FileNotFoundError.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -389,6 +404,16 @@ def _read_private(path: Path, limit: int) -> bytes:
             raise VaultError(Fault.NOT_PRIVATE, path)
         if status.st_size > limit:
             raise VaultError(Fault.TOO_LARGE, path)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _read_private(path: Path, limit: int) -> bytes:
+    """What is in such a file. Raises VaultError, and FileNotFoundError."""
+    descriptor = open_private(path, limit)
+    try:
         return os.read(descriptor, limit)
     except OSError:
         raise VaultError(Fault.UNREADABLE, path) from None
