@@ -394,20 +394,20 @@ def open_private(path: Path, limit: int) -> int:
         raise
     except OSError:
         raise VaultError(Fault.NOT_A_FILE if path.is_symlink() else Fault.UNREADABLE, path) from None
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise VaultError(Fault.NOT_A_FILE, path)
-        if status.st_uid != os.geteuid():
-            raise VaultError(Fault.WRONG_OWNER, path)
-        if stat.S_IMODE(status.st_mode) & 0o077:
-            raise VaultError(Fault.NOT_PRIVATE, path)
-        if status.st_size > limit:
-            raise VaultError(Fault.TOO_LARGE, path)
-    except BaseException:
+    if (fault := _fault_of(os.fstat(descriptor), limit)) is not None:
         os.close(descriptor)
-        raise
+        raise VaultError(fault, path)
     return descriptor
+
+
+def _fault_of(status: os.stat_result, limit: int) -> Fault | None:
+    if not stat.S_ISREG(status.st_mode):
+        return Fault.NOT_A_FILE
+    if status.st_uid != os.geteuid():
+        return Fault.WRONG_OWNER
+    if stat.S_IMODE(status.st_mode) & 0o077:
+        return Fault.NOT_PRIVATE
+    return Fault.TOO_LARGE if status.st_size > limit else None
 
 
 def _read_private(path: Path, limit: int) -> bytes:
