@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 _MAX_TOOLS = 1_000
 _OTHER_TOOLS = "other"
@@ -113,6 +113,47 @@ class Metrics:
         self._audit_failures = Counter(
             "clawbox_audit_failures", "Audit rows that could not be written.", registry=registry
         )
+        self._egress_requests = Counter(
+            "clawbox_egress_requests",
+            "Requests of sandboxes to the outside: allowed, denied or failed, and why.",
+            ["decision", "reason"],
+            registry=registry,
+        )
+        self._egress_bytes = Counter(
+            "clawbox_egress_bytes",
+            "Bytes of bodies and tunnels: up is from sandboxes, down is to them.",
+            ["direction"],
+            registry=registry,
+        )
+        self._egress_tunnels = Gauge(
+            "clawbox_egress_tunnels", "Tunnels that are open now.", registry=registry
+        )
+        self._upstream_seconds = Histogram(
+            "clawbox_egress_upstream_duration_seconds",
+            "Time from sending a request's head until the head of its answer came, in seconds.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._leaks = Counter(
+            "clawbox_egress_leak_findings",
+            "Known secrets and shapes of credentials that were found in traffic, and what was done.",
+            ["kind", "action"],
+            registry=registry,
+        )
+        self._suspensions = Counter(
+            "clawbox_egress_suspensions",
+            "Sandboxes whose credentials are attached no more, because their requests held secrets.",
+            registry=registry,
+        )
+        self._egress_processes = Gauge(
+            "clawbox_egress_processes", "Processes alive, by kind.", ["process"], registry=registry
+        )
+        self._egress_restarts = Counter(
+            "clawbox_egress_restarts",
+            "Processes that ended by themselves and were started again, by kind.",
+            ["process"],
+            registry=registry,
+        )
         self._tool_names: set[str] = set()
 
     def rpc_observer(self, method: str) -> Callable[[str, float], None]:
@@ -182,6 +223,40 @@ class Metrics:
     def audit_failed(self) -> None:
         """An audit row could not be written."""
         self._audit_failures.inc()
+
+    def egress_request(
+        self, *, decision: str, reason: str, bytes_up: int, bytes_down: int, upstream_us: int | None
+    ) -> None:
+        """A request to the outside ended; ``decision`` and ``reason`` are each one word of a fixed set."""
+        self._egress_requests.labels(decision, reason).inc()
+        self._egress_bytes.labels("up").inc(bytes_up)
+        self._egress_bytes.labels("down").inc(bytes_down)
+        if upstream_us is not None:
+            self._upstream_seconds.observe(upstream_us / 1e6)
+
+    def egress_refused(self, reason: str, count: int) -> None:
+        """So many requests were refused that have no row of their own."""
+        self._egress_requests.labels("denied", reason).inc(count)
+
+    def leak_found(self, *, kind: str, action: str, count: int) -> None:
+        """The leak scanner found something; ``kind`` and ``action`` are each one word of a fixed set."""
+        self._leaks.labels(kind, action).inc(count)
+
+    def credentials_suspended(self) -> None:
+        """A sandbox's credentials are attached no more."""
+        self._suspensions.inc()
+
+    def watch_egress(
+        self, tunnels: Callable[[], float], processes: Mapping[str, Callable[[], float]]
+    ) -> None:
+        """Read the number of open tunnels, and of processes by kind, from here."""
+        self._egress_tunnels.set_function(tunnels)
+        for kind, number in processes.items():
+            self._egress_processes.labels(kind).set_function(number)
+
+    def egress_restarted(self, process: str) -> None:
+        """A process ended by itself and is started again: ``sidecar``, ``keeper`` or ``dialer``."""
+        self._egress_restarts.labels(process).inc()
 
     def _tool_label(self, tool: str) -> str:
         """The tool's name; names of tools that came and went must not fill the memory."""
