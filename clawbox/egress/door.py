@@ -33,6 +33,10 @@ class CallDoor(Protocol):
         """
 
     @property
+    def max_response_bytes(self) -> int:
+        """Largest body that the sidecar answers ``POST /proxy`` with (``Limits.call_max_response_bytes``)."""
+
+    @property
     def has_secrets(self) -> bool:
         """Whether the sidecar knows a secret that the output could show: one in use, or a retired one.
 
