@@ -67,9 +67,9 @@ class Holdings:
         """Nothing that the sandbox had is remembered."""
         self._had.pop(sandbox, None)
 
-    def news(self) -> Iterator[tuple[Secrets, HandedOut]]:
-        """What sidecars are to be sent, because it differs from what they have; taken as sent."""
-        for grant in self._grants.values():
+    def news(self, number: int | None = None) -> Iterator[tuple[Secrets, HandedOut]]:
+        """What that sidecar (None: each) is to be sent, if it differs from what it has; taken as sent."""
+        for grant in self._grants.values() if number is None else (self._grants[number],):
             secrets, report = self._for(grant.request, grant.authority)
             if secrets != grant.sent:
                 grant.sent = secrets
