@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from clawbox.children import linux, seccomp
+from clawbox.children.kind import MAX_DESCRIPTORS, MAX_THREADS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-MAX_DESCRIPTORS = 128
-MAX_THREADS = 32
+    from clawbox.children.kind import Profile
+
 STACK_BYTES = 8 << 20
 ADDRESS_SPACE_BYTES = 32 << 30
 """What may be mapped: a guest's memory reserves 4 GiB, and page tables of mere mappings cost memory too."""
@@ -36,11 +37,15 @@ class Confinement:
     uid: int | None
     """Own uid and gid; None keeps the server's."""
     empty_root: int | None
-    """Descriptor of an empty directory to become the root."""
+    """Descriptor of an empty directory to become the root of a kind that asks for one."""
+    network: int | None
+    """Descriptor of the server's network namespace, where this process is in another, for kinds that ask."""
+    lock_memory: bool
+    """Whether the memory of a kind that asks for it can be locked."""
     forkserver: int
     """Process id of the forkserver: when it is gone, so is the child."""
-    data_bytes: int
-    """Most private memory that it can ever allow itself beside what it inherits (RLIMIT_DATA, hard)."""
+    profile: Profile
+    """What its kind asks for."""
 
 
 def confine(confinement: Confinement, *, keep: Iterable[int], name: str) -> None:
@@ -50,15 +55,24 @@ def confine(confinement: Confinement, *, keep: Iterable[int], name: str) -> None
 
     Raises :class:`ConfinementError` or :class:`OSError`; the caller then ends the process at once.
     """
+    profile = confinement.profile
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
         # A child ends by its channel or by SIGKILL. Writing to a closed channel is an error it handles.
         signal.signal(number, signal.SIG_IGN)
     os.umask(0o077)
     linux.set_process_name(name)
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    limit_resources(own_uid=confinement.uid is not None)
-    _limit_memory(confinement.data_bytes)
-    if confinement.empty_root is not None:
+    lock = profile.memory_locked and confinement.lock_memory
+    limit_resources(
+        own_uid=confinement.uid is not None,
+        descriptors=profile.descriptors,
+        threads=profile.threads,
+        locked_memory=resource.RLIM_INFINITY if lock else 0,
+    )
+    _limit_memory(profile.data_bytes)
+    if profile.network and confinement.network is not None:
+        linux.enter_network_namespace(confinement.network)
+    if profile.empty_root and confinement.empty_root is not None:
         os.fchdir(confinement.empty_root)
         os.chroot(".")
     os.chdir("/")
@@ -71,10 +85,12 @@ def confine(confinement: Confinement, *, keep: Iterable[int], name: str) -> None
     # After the uid changed, which sets it back to what fs.suid_dumpable says.
     linux.prctl(linux.PR_SET_DUMPABLE, 0)
     check_privileges(confinement.uid)
+    if lock:
+        linux.lock_memory()
     architecture = seccomp.ARCHITECTURES.get(platform.machine())
     if architecture is None:
         raise ConfinementError(f"no system call filter is known for {platform.machine()}")
-    program = seccomp.build(architecture, seccomp.compute_only(os.getpid()))
+    program = seccomp.build(architecture, profile.filter(os.getpid()))
     for standard in range(3):
         os.dup2(null, standard)
     os.close(null)
@@ -91,18 +107,24 @@ def close_descriptors(keep: Iterable[int]) -> None:
     os.closerange(first, (1 << 31) - 1)
 
 
-def limit_resources(*, own_uid: bool) -> None:
-    """Bound what any child could use up or leave behind; ``own_uid``: no other process has its uid."""
+def limit_resources(
+    *, own_uid: bool, descriptors: int = MAX_DESCRIPTORS, threads: int = MAX_THREADS, locked_memory: int = 0
+) -> None:
+    """Bound what any child could use up or leave behind; ``own_uid``: no other process has its uid.
+
+    ``locked_memory`` is in bytes.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     limits = {
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_FSIZE: 0,
-        resource.RLIMIT_MEMLOCK: 0,
+        resource.RLIMIT_MEMLOCK: locked_memory,
         resource.RLIMIT_MSGQUEUE: 0,
-        resource.RLIMIT_NOFILE: MAX_DESCRIPTORS,
+        resource.RLIMIT_NOFILE: descriptors if most == resource.RLIM_INFINITY else min(descriptors, most),
     }
     if own_uid:
         # The limit counts all processes of a uid, so it says something only about a uid of one's own.
-        limits[resource.RLIMIT_NPROC] = MAX_THREADS
+        limits[resource.RLIMIT_NPROC] = threads
     _, hard = resource.getrlimit(resource.RLIMIT_STACK)
     limits[resource.RLIMIT_STACK] = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
     for which, value in limits.items():

@@ -1,7 +1,7 @@
-"""The process that forks children of one kind.
+"""The process that forks children of one or several kinds.
 
-Started by :class:`clawbox.children.launcher.Launcher` with an empty environment; its arguments are
-``MODULE:OBJECT``, which names the kind, and the number of the descriptor over which control speaks.
+Started by :class:`clawbox.children.launcher.Launcher` with an empty environment; its arguments are the number
+of the descriptor over which control speaks, and ``NAME=MODULE:OBJECT`` for each kind.
 It is trusted, never runs what a child runs, and has one thread, so that forking it is safe. It opens a
 pidfd for each child before it can possibly reap it: a process id that is handed out later could name another
 process by then. When control is gone it ends, and the kernel ends its children (PR_SET_PDEATHSIG).
@@ -12,6 +12,7 @@ from __future__ import annotations
 import gc
 import importlib
 import os
+import platform
 import resource
 import select
 import signal
@@ -19,13 +20,14 @@ import socket
 import sys
 import tempfile
 import traceback
-from typing import cast
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
 
-from clawbox.children import linux
+from clawbox.children import linux, seccomp
 from clawbox.children.confine import Confinement, confine
-from clawbox.children.kind import ForkServerStatus, Kind, LoadError
+from clawbox.children.kind import ForkServerStatus, Kind, LoadError, LoadingKind
 from clawbox.children.requests import (
     MAX_PACKET_BYTES,
     Exited,
@@ -38,41 +40,59 @@ from clawbox.children.requests import (
     Request,
 )
 
-EXIT_NOT_CONFINED = 71
-EXIT_FAILED = 70
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+EXIT_NOT_CONFINED: Final = 71
+EXIT_FAILED: Final = 70
+_ENDS: Final = 2
 
 
 def main(arguments: list[str]) -> None:
     """Serve until control closes its end."""
-    kind_name, control_descriptor = arguments
+    control_descriptor, *named = arguments
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    module, _, attribute = kind_name.partition(":")
-    kind = cast("Kind", getattr(importlib.import_module(module), attribute))
-    linux.set_process_name(f"{kind.name}-fork")
-    kind.preload()
+    kinds = {name: _import(path) for name, _, path in (argument.partition("=") for argument in named)}
+    linux.set_process_name(f"{next(iter(kinds.values())).name}-fork" if len(kinds) == 1 else "clawbox-fork")
+    for kind in kinds.values():
+        kind.preload()
     with socket.socket(fileno=int(control_descriptor)) as control:
-        _ForkServer(kind, control).serve()
+        _ForkServer(kinds, control).serve()
+
+
+def _import(path: str) -> Kind:
+    module, _, attribute = path.partition(":")
+    return cast("Kind", getattr(importlib.import_module(module), attribute))
 
 
 class _ForkServer:
-    def __init__(self, kind: Kind, control: socket.socket) -> None:
-        self._kind = kind
+    def __init__(self, kinds: Mapping[str, Kind], control: socket.socket) -> None:
+        self._kinds = kinds
         self._control = control
         self._children: dict[int, int] = {}  # pidfd → pid
+        self._opened: dict[str, set[int]] = {name: set() for name in kinds}
+        """What each kind has open by loading, and its children inherit; they inherit nothing else."""
         self._poll = select.poll()
         self._decoder = msgspec.msgpack.Decoder(Request)
         self._encoder = msgspec.msgpack.Encoder()
         self._empty_root, why_no_root = _empty_root()
+        why_not_locked = ""
+        if any(kind.profile.memory_locked for kind in kinds.values()):
+            why_not_locked = _unlimit_locked_memory()
+        self._lock_memory = not why_not_locked
+        network = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        why_no_network = _unshare(linux.CLONE_NEWNET)
+        self._network = None if why_no_network else network
         self._status = ForkServerStatus(
-            network_namespace=_unshare(linux.CLONE_NEWNET),
+            network_namespace=why_no_network,
             ipc_namespace=_unshare(linux.CLONE_NEWIPC),
             empty_root=why_no_root,
+            memory_lock=why_not_locked,
         )
-        # What is open now belongs to this process alone; what the kind opens later, by loading, is inherited.
-        self._own = _open_descriptors() | {self._control.fileno()}
 
     def serve(self) -> None:
+        _forgo_io_uring()
         _settle_memory()
         self._send(Hello(self._status))
         self._poll.register(self._control, select.POLLIN)
@@ -85,26 +105,40 @@ class _ForkServer:
                     self._reap(descriptor)
 
     def _answer(self) -> bool:
-        packet, descriptors, _, _ = socket.recv_fds(self._control, MAX_PACKET_BYTES, 1)
+        packet, descriptors, _, _ = socket.recv_fds(self._control, MAX_PACKET_BYTES, _ENDS)
         if not packet:
             return False
         match self._decoder.decode(packet):
             case Load() as load:
-                error = None
-                try:
-                    self._kind.load(load.key, load.spec)
-                except LoadError as failure:
-                    error = str(failure)
-                _settle_memory()
-                self._send(Loaded(load.id, self._kind.loaded(), error))
-            case Fork() as fork if not descriptors:
-                self._send(Forked(fork.id, error="the forkserver is out of descriptors"))
+                self._load(load)
             case Fork() as fork:
-                with socket.socket(fileno=descriptors[0]) as channel:
-                    self._fork(fork, channel)
+                try:
+                    if len(descriptors) == _ENDS:
+                        self._fork(fork, *descriptors)
+                    else:
+                        self._send(Forked(fork.id, error="the forkserver is out of descriptors"))
+                finally:
+                    for descriptor in descriptors:
+                        os.close(descriptor)
         return True
 
-    def _fork(self, request: Fork, channel: socket.socket) -> None:
+    def _load(self, load: Load) -> None:
+        kind = self._kinds[load.kind]
+        assert isinstance(kind, LoadingKind)
+        before = _open_descriptors()
+        error = None
+        try:
+            kind.load(load.key, load.spec)
+        except LoadError as failure:
+            error = str(failure)
+        after = _open_descriptors()
+        opened = self._opened[load.kind]
+        opened |= after - before
+        opened &= after
+        _settle_memory()
+        self._send(Loaded(load.id, load.kind, kind.loaded(), error))
+
+    def _fork(self, request: Fork, channel: int, descriptors: int) -> None:
         forkserver = os.getpid()
         try:
             pid = os.fork()
@@ -112,8 +146,7 @@ class _ForkServer:
             self._send(Forked(request.id, error=str(error)))
             return
         if pid == 0:
-            confinement = Confinement(request.uid, self._empty_root, forkserver, request.data_bytes)
-            self._become_child(confinement, channel.fileno())
+            self._become_child(request, forkserver, channel, descriptors)
         try:
             pidfd = os.pidfd_open(pid)
         except OSError as error:
@@ -125,17 +158,22 @@ class _ForkServer:
         self._poll.register(pidfd, select.POLLIN)
         self._send(Forked(request.id, pid), pidfd)
 
-    def _become_child(self, confinement: Confinement, channel: int) -> None:
+    def _become_child(self, request: Fork, forkserver: int, channel: int, descriptors: int) -> None:
         """Never returns: whatever happens in a child must not go on in the forkserver's code."""
         code = EXIT_NOT_CONFINED
         try:
-            private = self._own | set(self._children)
-            keep = {descriptor for descriptor in _open_descriptors() if descriptor not in private}
-            keep |= {channel, *self._kind.open_own()}
-            confine(confinement, keep=keep, name=self._kind.name)
+            kind = self._kinds[request.kind]
+            profile = kind.profile
+            if request.data_bytes is not None:
+                profile = replace(profile, data_bytes=request.data_bytes)
+            confinement = Confinement(
+                request.uid, self._empty_root, self._network, self._lock_memory, forkserver, profile
+            )
+            keep = {channel, descriptors, *self._opened[request.kind], *kind.open_own()}
+            confine(confinement, keep=keep, name=kind.name)
             # Until here an error is this program's own and belongs on the server's stderr.
             code = EXIT_FAILED
-            self._kind.main(channel)
+            kind.main(channel, descriptors)
             code = 0
         except BaseException:  # noqa: BLE001 - see above
             if code == EXIT_NOT_CONFINED:
@@ -165,6 +203,26 @@ def _unshare(flag: int) -> str:
     except OSError as error:
         return error.strerror or str(error)
     return ""
+
+
+def _unlimit_locked_memory() -> str:
+    """Have children be able to lock any amount: with less, memory that they ask for later is refused."""
+    try:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    except (OSError, ValueError):
+        return "no limit of locked memory but an unlimited one (RLIMIT_MEMLOCK) does"
+    return ""
+
+
+def _forgo_io_uring() -> None:
+    """No filter sees what is done through io_uring. Event loops that cannot have it do without.
+
+    It is refused from here on, for what kinds make before their children are confined.
+    """
+    architecture = seccomp.ARCHITECTURES.get(platform.machine())
+    if architecture is not None:  # else no child can be confined
+        linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+        seccomp.install(seccomp.refusing(architecture, ["io_uring_setup"]))
 
 
 def _empty_root() -> tuple[int | None, str]:

@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import subprocess
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 import msgspec
 
@@ -27,16 +27,16 @@ from clawbox.children.requests import (
 from clawbox.children.uids import UidRange, UidsExhaustedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from types import TracebackType
 
     from clawbox.children.kind import ForkServerStatus
 
 _log = logging.getLogger(__name__)
 
-_FORKSERVER = "clawbox.children.forkserver"
+_FORKSERVER: Final = "clawbox.children.forkserver"
+_NOTHING: Final[frozenset[str]] = frozenset()
 
-DATA_BYTES = 1 << 30
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 10.0
 REQUESTS_AT_ONCE = 32
@@ -103,33 +103,38 @@ class Child:
         self._dead.set_result(None)
 
 
-class Launcher:
-    """Runs the forkserver of one kind while entered, and starts another when it dies.
+class _Forking(NamedTuple):
+    """A child that was asked for."""
 
-    ``kind`` is ``"module:object"``; ``uids`` is None where children cannot have uids of their own.
-    ``data_bytes`` is the most private memory that a child can ever have beside what it inherits.
-    ``changed`` is called whenever a forkserver came or went. Leaving kills every child and returns when
-    all of them are dead.
+    kind: str
+    uid: int | None
+    answer: asyncio.Future[Child]
+
+
+class Launcher:
+    """Runs one forkserver while entered, and starts another when it dies.
+
+    ``kinds`` are the kinds of children that it forks: a name for each, and ``"module:object"``. ``uids`` is
+    None where children cannot have uids of their own. ``changed`` is called whenever a forkserver came or
+    went. Leaving kills every child and returns when all of them are dead.
     """
 
     def __init__(
         self,
-        kind: str,
+        kinds: Mapping[str, str],
         uids: UidRange | None,
         changed: Callable[[], None] = lambda: None,
-        *,
-        data_bytes: int = DATA_BYTES,
     ) -> None:
-        self._kind = kind
+        self._kinds = dict(kinds)
+        self._name = "+".join(kinds)
         self._uids = uids
         self._changed = changed
-        self._data_bytes = data_bytes
         self._socket: socket.socket | None = None
         self._status: ForkServerStatus | None = None
-        self._loaded: frozenset[str] = frozenset()
+        self._loaded: dict[str, frozenset[str]] = {}
         self._next_id = 0
         self._loads: dict[int, asyncio.Future[Loaded]] = {}
-        self._forks: dict[int, tuple[asyncio.Future[Child], int | None]] = {}
+        self._forks: dict[int, _Forking] = {}
         self._children: set[Child] = set()
         self._turn = asyncio.Event()
         self._room = asyncio.Semaphore(REQUESTS_AT_ONCE)
@@ -142,7 +147,7 @@ class Launcher:
         self._supervisor: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        self._supervisor = asyncio.create_task(self._supervise(), name=f"forkserver {self._kind}")
+        self._supervisor = asyncio.create_task(self._supervise(), name=f"forkserver {self._name}")
         return self
 
     async def __aexit__(
@@ -168,18 +173,17 @@ class Launcher:
         """How often a forkserver was replaced."""
         return max(self._starts - 1, 0)
 
-    @property
-    def loaded(self) -> frozenset[str]:
-        """What children have that are forked now."""
-        return self._loaded
+    def loaded(self, kind: str) -> frozenset[str]:
+        """What children of that kind have that are forked now."""
+        return self._loaded.get(kind, _NOTHING)
 
     @property
     def children(self) -> int:
         """How many children live."""
         return len(self._children)
 
-    async def load(self, key: str, spec: bytes) -> None:
-        """Load something for children forked from now on.
+    async def load(self, kind: str, key: str, spec: bytes) -> None:
+        """Load something for children of a kind forked from now on.
 
         Raises :class:`LoadFailedError` or :class:`ChildrenUnavailableError`.
         """
@@ -188,22 +192,26 @@ class Launcher:
             number = self._number()
             answer = self._loads[number] = asyncio.get_running_loop().create_future()
             try:
-                self._send(control, Load(number, key, spec))
+                self._send(control, Load(number, kind, key, spec))
                 loaded = await answer
             finally:
                 self._loads.pop(number, None)
         if loaded.error is not None:
             raise LoadFailedError(loaded.error)
 
-    async def fork(self) -> tuple[Child, socket.socket]:
-        """A new child, which is about to confine itself, and control's end of its channel.
+    async def fork(
+        self, kind: str, *, data_bytes: int | None = None
+    ) -> tuple[Child, socket.socket, socket.socket]:
+        """A new child, which is about to confine itself, and control's ends of what leads to it.
 
-        Raises :class:`ChildrenUnavailableError`.
+        They are its channel, and the socket over which it is handed descriptors
+        (:func:`clawbox.children.handing.hand`); both do not block. ``data_bytes`` stands in for what the
+        kind's profile says. Raises :class:`ChildrenUnavailableError`.
         """
         async with self._room:
-            return await self._fork()
+            return await self._fork(kind, data_bytes)
 
-    async def _fork(self) -> tuple[Child, socket.socket]:
+    async def _fork(self, kind: str, data_bytes: int | None) -> tuple[Child, socket.socket, socket.socket]:
         control = await self._connected()
         try:
             uid = self._uids.take() if self._uids is not None else None
@@ -212,18 +220,21 @@ class Launcher:
         number = self._number()
         answer: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
         # From here on whoever takes the entry out of the table gives the uid back.
-        self._forks[number] = (answer, uid)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            with theirs:
-                self._send(control, Fork(number, uid, self._data_bytes), theirs.fileno())
+        self._forks[number] = _Forking(kind, uid, answer)
+        with contextlib.ExitStack() as ours:
+            with contextlib.ExitStack() as theirs:
+                ends = []
+                for type_ in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
+                    our, their = socket.socketpair(socket.AF_UNIX, type_)
+                    ours.enter_context(our).setblocking(False)  # noqa: FBT003
+                    ends.append((our, theirs.enter_context(their)))
+                request = Fork(number, kind, uid, data_bytes)
+                self._send(control, request, *(their.fileno() for _, their in ends))
+            # If it is forked although nobody waits any more, it is killed once it is known (see _forked).
             child = await answer
-        except BaseException:
-            # If it is forked after all, it is killed as soon as it is known (see _forked).
-            ours.close()
-            raise
-        ours.setblocking(False)  # noqa: FBT003
-        return child, ours
+            ours.pop_all()
+        (channel, _), (descriptors, _) = ends
+        return child, channel, descriptors
 
     def _number(self) -> int:
         self._next_id += 1
@@ -266,12 +277,12 @@ class Launcher:
                 status = error.errno or -1
             self._failures = 0 if loop.time() - began >= SETTLED_SECONDS else self._failures + 1
             if self._failures < FAILURES_TOLERATED:
-                _log.error("the forkserver of %s ended (status %s); starting another", self._kind, status)
+                _log.error("the forkserver of %s ended (status %s); starting another", self._name, status)
             elif self._failures == FAILURES_TOLERATED:
                 _log.error(
                     "the forkserver of %s ended at once %d times in a row (status %s); "
                     "it is tried again at growing intervals of up to %.0f s",
-                    self._kind,
+                    self._name,
                     self._failures,
                     status,
                     LONGEST_PAUSE_SECONDS,
@@ -287,7 +298,7 @@ class Launcher:
         ours.setblocking(False)  # noqa: FBT003
         with ours, theirs:
             process = subprocess.Popen(  # noqa: ASYNC220 - it returns once the program runs
-                program.command(_FORKSERVER, self._kind, str(theirs.fileno())),
+                program.command(_FORKSERVER, str(theirs.fileno()), *map("=".join, self._kinds.items())),
                 env={},
                 cwd="/",
                 stdin=subprocess.DEVNULL,
@@ -327,7 +338,7 @@ class Launcher:
         """The forkserver is gone: nothing that was asked of it will be answered."""
         self._socket = None
         self._status = None
-        self._loaded = frozenset()
+        self._loaded.clear()
         for child in self._children:
             child.orphaned = True
         gone = ForkServerGoneError("the forkserver ended", FIRST_PAUSE_SECONDS)
@@ -336,9 +347,9 @@ class Launcher:
         while self._unheld:
             self._release(self._unheld.popitem()[1])
         for number in list(self._forks):
-            forking, uid = self._forks.pop(number)
-            _fail(forking, gone)
-            self._release(uid)
+            forking = self._forks.pop(number)
+            _fail(forking.answer, gone)
+            self._release(forking.uid)
 
     def _receive(self, control: socket.socket) -> None:
         try:
@@ -356,7 +367,7 @@ class Launcher:
                 self._socket, self._status = control, status
                 self._announce()
             case Loaded() as answer:
-                self._loaded = frozenset(answer.loaded)
+                self._loaded[answer.kind] = frozenset(answer.loaded)
                 loading = self._loads.get(answer.id)
                 if loading is not None and not loading.done():
                     loading.set_result(answer)
@@ -365,31 +376,32 @@ class Launcher:
             case Exited(pid, status):
                 self._release(self._unheld.pop(pid, None))
                 level = logging.DEBUG if status in {0, -signal.SIGKILL} else logging.WARNING
-                _log.log(level, "child %d of %s ended with status %d", pid, self._kind, status)
+                _log.log(level, "child %d of %s ended with status %d", pid, self._name, status)
 
     def _forked(self, answer: Forked, descriptors: list[int]) -> None:
-        forking, uid = self._forks.pop(answer.id)
+        forking = self._forks.pop(answer.id)
+        uid = forking.uid
         if answer.error is not None:
             self._release(uid)
-            _fail(forking, ChildrenUnavailableError(f"fork: {answer.error}", FIRST_PAUSE_SECONDS))
+            _fail(forking.answer, ChildrenUnavailableError(f"fork: {answer.error}", FIRST_PAUSE_SECONDS))
             return
         if not descriptors:
             # This process has no descriptor left for it. Its channel closes with the failure, which ends it.
             self._unheld[answer.pid] = uid
-            _fail(forking, ChildrenUnavailableError("out of descriptors", FIRST_PAUSE_SECONDS))
+            _fail(forking.answer, ChildrenUnavailableError("out of descriptors", FIRST_PAUSE_SECONDS))
             return
 
         def dead() -> None:
             self._children.remove(child)
             self._release(uid)
 
-        child = Child(answer.pid, descriptors[0], self._loaded)
+        child = Child(answer.pid, descriptors[0], self.loaded(forking.kind))
         child.when_dead(dead)
         self._children.add(child)
-        if forking.done():
+        if forking.answer.done():
             child.kill()  # whoever asked for it went away
         else:
-            forking.set_result(child)
+            forking.answer.set_result(child)
 
     def _release(self, uid: int | None) -> None:
         if uid is not None and self._uids is not None:

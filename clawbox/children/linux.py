@@ -19,6 +19,8 @@ PR_CAP_AMBIENT: Final = 47
 PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 SECCOMP_MODE_FILTER: Final = 2
 
+_MCL_CURRENT_FUTURE_ONFAULT: Final = 7
+
 CLONE_NEWIPC: Final = 0x0800_0000
 CLONE_NEWNET: Final = 0x4000_0000
 
@@ -59,6 +61,19 @@ def set_process_name(name: str) -> None:
 def unshare(flags: int) -> None:
     """Leave namespaces for new, empty ones."""
     _check(_libc.unshare(ctypes.c_int(flags)), "unshare")
+
+
+def enter_network_namespace(descriptor: int) -> None:
+    """Be in the network namespace that ``descriptor`` is (setns(2))."""
+    _check(_libc.setns(ctypes.c_int(descriptor), ctypes.c_int(CLONE_NEWNET)), "setns")
+
+
+def lock_memory() -> None:
+    """Keep every page that this process has, or will have, from being written to swap (mlockall(2)).
+
+    No page is read in for it. Forked processes do not inherit it.
+    """
+    _check(_libc.mlockall(ctypes.c_int(_MCL_CURRENT_FUTURE_ONFAULT)), "mlockall")
 
 
 def capabilities() -> tuple[int, int, int]:

@@ -14,34 +14,38 @@ MAX_PACKET_BYTES = 128 << 10
 
 
 class Load(msgspec.Struct, frozen=True, tag="load"):
-    """Make something available to children forked from now on."""
+    """Make something available to children of a kind that are forked from now on."""
 
     id: int
+    kind: str
     key: str
     spec: bytes
 
 
 class Fork(msgspec.Struct, frozen=True, tag="fork"):
-    """Fork a child; its end of the channel comes with the packet."""
+    """Fork a child; its ends of the channel and of the socket for descriptors come with the packet."""
 
     id: int
+    kind: str
     uid: int | None
-    data_bytes: int
+    data_bytes: int | None
+    """In place of what its kind's profile says."""
 
 
 Request = Load | Fork
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
-    """Everything is imported; children can be forked."""
+    """Everything is imported; children of every kind can be forked."""
 
     status: ForkServerStatus
 
 
 class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
-    """The answer to Load. ``loaded`` is everything that children forked from now on will have."""
+    """The answer to Load. ``loaded`` is everything that children of that kind will have from now on."""
 
     id: int
+    kind: str
     loaded: tuple[str, ...]
     error: str | None = None
 

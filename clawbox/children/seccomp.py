@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import errno
+import itertools
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -33,6 +34,7 @@ _RETURN: Final = 0x06  # BPF_RET | BPF_K
 _NUMBER_OFFSET: Final = 0
 _ARCHITECTURE_OFFSET: Final = 4
 _ARGUMENTS_OFFSET: Final = 16
+_INSTRUCTION_BYTES: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +52,22 @@ ARCHITECTURES: Final = {
 }
 """By the name that uname(2) gives."""
 
-# Call: (number on x86_64, number on aarch64). Only what some kind of child may use is here.
+# Call: (number on x86_64, number on aarch64). Only what some kind of child may use, or is refused by name.
 _NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
     "read": (0, 63),
+    "readv": (19, 65),
     "write": (1, 64),
+    "writev": (20, 66),
     "close": (3, 57),
     "pread64": (17, 67),
+    "lseek": (8, 62),
+    "openat": (257, 56),
+    "fstat": (5, 80),
+    "newfstatat": (262, 79),
+    "fcntl": (72, 25),
+    "ioctl": (16, 29),
+    "poll": (7, None),
+    "ppoll": (271, 73),
     "epoll_create1": (291, 20),
     "epoll_ctl": (233, 21),
     "epoll_wait": (232, None),
@@ -63,6 +75,21 @@ _NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
     "eventfd2": (290, 19),
     "timerfd_settime": (286, 86),
     "timerfd_create": (283, 85),
+    "socket": (41, 198),
+    "connect": (42, 203),
+    "bind": (49, 200),
+    "listen": (50, 201),
+    "accept4": (288, 242),
+    "shutdown": (48, 210),
+    "getsockname": (51, 204),
+    "getpeername": (52, 205),
+    "getsockopt": (55, 209),
+    "setsockopt": (54, 208),
+    "recvfrom": (45, 207),
+    "sendto": (44, 206),
+    "recvmsg": (47, 212),
+    "sendmsg": (46, 211),
+    "sendmmsg": (307, 269),
     "mmap": (9, 222),
     "mprotect": (10, 226),
     "munmap": (11, 215),
@@ -89,11 +116,9 @@ _NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
     "tgkill": (234, 131),
     "restart_syscall": (219, 128),
     "membarrier": (324, 283),
-    "fcntl": (72, 25),
+    "uname": (63, 160),
+    "io_uring_setup": (425, 425),
 }
-
-COMPILING: Final = ("mprotect", "membarrier")
-"""Calls that a compiler needs beyond those of :func:`compute_only`, or without its conditions."""
 
 
 class Test(enum.Enum):
@@ -118,101 +143,81 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A call that is allowed where every condition holds, and answered with ``otherwise`` elsewhere."""
+    """A call that is allowed where every condition holds, and answered with ``otherwise`` elsewhere.
+
+    Where several rules in a row name one call, it is allowed where any of them does.
+    """
 
     call: str
     conditions: tuple[Condition, ...] = ()
     otherwise: int = errno.EPERM
+    """An error number; 0: the call seems to succeed, and nothing happens."""
     never: bool = False
     """Always answered with ``otherwise``."""
-
-
-_PROT_EXEC: Final = 4
-# Shared memory and memory that grows downwards are not counted against RLIMIT_DATA.
-_MAP_SHARED: Final = 0x001
-_MAP_GROWSDOWN: Final = 0x100
-_THREAD_FLAGS: Final = (0x003D_0F00, 0x007D_0F00)  # what pthread_create of glibc and musl passes to clone
-_MADV_DONTNEED: Final = 4
-_MREMAP_MAYMOVE: Final = 1
-_DESCRIPTOR_COMMANDS: Final = (1, 2, 3, 1030)  # F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC
-
-
-def compute_only(pid: int) -> tuple[Rule, ...]:
-    """The rules of a child that computes and speaks over descriptors it already has, and nothing else.
-
-    No call that creates a socket, opens a path, starts a process or a program, or names another process is
-    among them; memory can be mapped, but neither shared nor ever made executable; threads can be started
-    (WASI's timers need one). ``pid`` is the child's own: a signal that ``abort`` sends to itself is the only
-    one allowed.
-    """
-    conditional = {
-        "mmap": (
-            Condition(2, Test.NO_BIT, (_PROT_EXEC,)),
-            Condition(3, Test.NO_BIT, (_MAP_SHARED | _MAP_GROWSDOWN,)),
-        ),
-        "mprotect": (Condition(2, Test.NO_BIT, (_PROT_EXEC,)),),
-        "mremap": (Condition(3, Test.ONE_OF, (_MREMAP_MAYMOVE,)),),
-        "madvise": (Condition(2, Test.ONE_OF, (_MADV_DONTNEED,)),),
-        "clone": (Condition(0, Test.ONE_OF, _THREAD_FLAGS),),
-        "prctl": (Condition(0, Test.ONE_OF, (linux.PR_SET_NAME,)),),
-        "prlimit64": (Condition(0, Test.ONE_OF, (0,)),),
-        "tgkill": (Condition(0, Test.ONE_OF, (pid,)),),
-        "fcntl": (Condition(1, Test.ONE_OF, _DESCRIPTOR_COMMANDS),),
-    }
-    # The C library tries clone3, whose flags a filter cannot see, and falls back to clone on ENOSYS alone.
-    no_clone3 = Rule("clone3", otherwise=errno.ENOSYS, never=True)
-    unconditional = _NUMBERS.keys() - {"clone3", *conditional, *COMPILING}
-    return (
-        no_clone3,
-        *(Rule(call) for call in _NUMBERS if call in unconditional),
-        *(Rule(call, conditions) for call, conditions in conditional.items()),
-    )
-
-
-def compiling(pid: int) -> tuple[Rule, ...]:
-    """The rules of a child that compiles: what was compiled is made executable before it is serialized."""
-    rules = (rule for rule in compute_only(pid) if rule.call not in COMPILING)
-    return (*rules, *map(Rule, COMPILING))
 
 
 def _instruction(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
     return struct.pack("=HBBI", code, if_true, if_false, value)
 
 
-def _condition(condition: Condition, refuse: bytes) -> bytes:
-    """Falls through where the condition holds, else returns ``refuse``."""
+def _condition(condition: Condition, following: int) -> bytes:
+    """Falls through where the condition holds, else goes on ``following`` instructions after this."""
     load = _instruction(_LOAD_WORD, _ARGUMENTS_OFFSET + 8 * condition.argument)
     if condition.test is Test.NO_BIT:
-        return load + _instruction(_JUMP_ANY_BIT, condition.values[0], 0, 1) + refuse
+        return load + _instruction(_JUMP_ANY_BIT, condition.values[0], following, 0)
     last = len(condition.values) - 1
-    tests = (_instruction(_JUMP_EQUAL, value, last - i + 1) for i, value in enumerate(condition.values))
-    return load + b"".join(tests) + refuse
+    tests = (
+        _instruction(_JUMP_EQUAL, value, last - i, following if i == last else 0)
+        for i, value in enumerate(condition.values)
+    )
+    return load + b"".join(tests)
+
+
+def _allowing(conditions: Iterable[Condition]) -> bytes:
+    """Returns that the call is allowed where all conditions hold, else falls through."""
+    code = _instruction(_RETURN, _ALLOW)
+    for condition in reversed(tuple(conditions)):
+        code = _condition(condition, len(code) // _INSTRUCTION_BYTES) + code
+    return code
 
 
 def build(architecture: Architecture, rules: Iterable[Rule]) -> bytes:
     """The program that allows ``rules`` and refuses everything else, in the kernel's format."""
     kill = _instruction(_RETURN, _KILL_PROCESS)
-    allow = _instruction(_RETURN, _ALLOW)
     program = _instruction(_LOAD_WORD, _ARCHITECTURE_OFFSET)
     program += _instruction(_JUMP_EQUAL, architecture.audit, 1, 0) + kill
     program += _instruction(_LOAD_WORD, _NUMBER_OFFSET)
     if architecture.has_x32:
         program += _instruction(_JUMP_AT_LEAST, _X32_BIT, 0, 1) + kill
-    for rule in rules:
-        number = _NUMBERS[rule.call][architecture.column]
+    for call, alternatives in itertools.groupby(rules, lambda rule: rule.call):
+        number = _NUMBERS[call][architecture.column]
         if number is None:
             continue
-        refuse = _instruction(_RETURN, _ERRNO | rule.otherwise)
-        body = b"".join(_condition(condition, refuse) for condition in rule.conditions) + allow
-        if rule.never:
-            body = refuse
-        program += _instruction(_JUMP_EQUAL, number, 0, len(body) // 8) + body
+        body, otherwise = b"", errno.EPERM
+        for rule in alternatives:
+            otherwise = rule.otherwise
+            if not rule.never:
+                body += _allowing(rule.conditions)
+        body += _instruction(_RETURN, _ERRNO | otherwise)
+        program += _instruction(_JUMP_EQUAL, number, 0, len(body) // _INSTRUCTION_BYTES) + body
     return program + _instruction(_RETURN, _ERRNO | errno.EPERM)
+
+
+def refusing(architecture: Architecture, calls: Iterable[str]) -> bytes:
+    """The program that has ``calls`` not exist (ENOSYS) and says nothing of others: another one follows."""
+    program = _instruction(_LOAD_WORD, _NUMBER_OFFSET)
+    for call in calls:
+        number = _NUMBERS[call][architecture.column]
+        if number is not None:
+            program += _instruction(_JUMP_EQUAL, number, 0, 1) + _instruction(_RETURN, _ERRNO | errno.ENOSYS)
+    return program + _instruction(_RETURN, _ALLOW)
 
 
 def install(program: bytes) -> None:
     """Put the calling process, which has one thread and no_new_privs set, under ``program`` for ever."""
     code = ctypes.create_string_buffer(program, len(program))
     # struct sock_fprog: a count, padding, a pointer.
-    header = ctypes.create_string_buffer(struct.pack("@HP", len(program) // 8, ctypes.addressof(code)))
+    header = ctypes.create_string_buffer(
+        struct.pack("@HP", len(program) // _INSTRUCTION_BYTES, ctypes.addressof(code))
+    )
     linux.prctl(linux.PR_SET_SECCOMP, linux.SECCOMP_MODE_FILTER, ctypes.addressof(header))

@@ -23,7 +23,7 @@ import msgspec
 import wasmtime
 from wasmtime import component
 
-from clawbox.children import linux, seccomp
+from clawbox.children import filters, linux, seccomp
 from clawbox.children.confine import (
     check_privileges,
     close_descriptors,
@@ -134,7 +134,7 @@ def _filter_system_calls() -> None:
     architecture = seccomp.ARCHITECTURES.get(platform.machine())
     if architecture is None:
         raise OSError(errno.ENOSYS, f"no system call filter is known for {platform.machine()}")
-    seccomp.install(seccomp.build(architecture, seccomp.compiling(os.getpid())))
+    seccomp.install(seccomp.build(architecture, filters.compiling(os.getpid())))
 
 
 def _one_line(text: str) -> str:

@@ -53,6 +53,7 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 KIND: Final = "clawbox.wasm.worker:KIND"
+_WORKER: Final = "worker"
 CALLS_PER_WORKER: Final = 1000
 MAX_MEMORY_BYTES: Final = 1 << 30
 GRACE_SECONDS: Final = 0.1
@@ -121,7 +122,8 @@ class WorkerPool:
         self._size = min(workers or os.cpu_count() or 1, max_concurrent)
         self._max = max_concurrent
         self._observer = observer
-        self._launcher = Launcher(KIND, uids, self._dispatch, data_bytes=_data_bytes(max_memory_bytes))
+        self._launcher = Launcher({_WORKER: KIND}, uids, self._dispatch)
+        self._data_bytes = _data_bytes(max_memory_bytes)
         self._spare: list[PoolWorker] = []
         self._idle: list[PoolWorker] = []  # longest idle first
         self._busy: set[PoolWorker] = set()
@@ -306,7 +308,7 @@ class WorkerPool:
             return
         waiting = overdue = 0
         for call in self._waiting:
-            if call.digest not in self._launcher.loaded:
+            if call.digest not in self._launcher.loaded(_WORKER):
                 self._load(call.run.code)
             else:
                 waiting += 1
@@ -315,7 +317,7 @@ class WorkerPool:
         missing = max(min(waiting, self._size - busy), min(overdue, self._max - busy))
         if not self._loading:
             for spare in list(self._spare):
-                if self._launcher.loaded - spare.child.loaded:
+                if self._launcher.loaded(_WORKER) - spare.child.loaded:
                     spare.kill("retired")
                     self._forget(spare)
         room = self._max + self._size - len(self._workers) - self._starting
@@ -334,7 +336,8 @@ class WorkerPool:
     async def _load_now(self, code: ToolCode) -> ClawboxError | None:
         failure: ClawboxError | None = None
         try:
-            await self._launcher.load(code.digest, _encoder.encode(ArtifactSpec(code.abi, code.artifact)))
+            spec = _encoder.encode(ArtifactSpec(code.abi, code.artifact))
+            await self._launcher.load(_WORKER, code.digest, spec)
         except LoadFailedError as error:
             _log.error("the compiled code of tool %s cannot be loaded: %s", code.name, error)
             failure = ClawboxError(
@@ -371,8 +374,8 @@ class WorkerPool:
             self._dispatch()
 
     async def _start_and_wait(self) -> None:
-        child, channel = await self._launcher.fork()
-        worker = PoolWorker(child, self)
+        child, channel, descriptors = await self._launcher.fork(_WORKER, data_bytes=self._data_bytes)
+        worker = PoolWorker(child, descriptors, self)
         self._workers.add(worker)
         try:
             await self._loop.create_unix_connection(lambda: worker.protocol, sock=channel)

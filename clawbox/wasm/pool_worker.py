@@ -14,6 +14,8 @@ from clawbox.wasm.messages import FRAME_ALLOWANCE_BYTES, FromWorker
 from clawbox.wasm.model import Outcome, RunResult
 
 if TYPE_CHECKING:
+    import socket
+
     from clawbox.children.launcher import Child
     from clawbox.wasm.call import Call
 
@@ -48,8 +50,10 @@ class Employer(Protocol):
 class PoolWorker:
     """One child, from its fork to its death."""
 
-    def __init__(self, child: Child, pool: Employer) -> None:
+    def __init__(self, child: Child, descriptors: socket.socket, pool: Employer) -> None:
         self.child = child
+        self.descriptors = descriptors
+        """Over which it is handed descriptors; closed when it is dead."""
         self.owner: str | None = None
         self.calls = 0
         self.call: Call | None = None
@@ -67,7 +71,7 @@ class PoolWorker:
         self.protocol: FrameProtocol[FromWorker] = FrameProtocol(
             _decoder, self._received, self._broken, max_bytes=FRAME_ALLOWANCE_BYTES
         )
-        child.when_dead(self._check_gone)
+        child.when_dead(self._dead)
 
     @property
     def connected(self) -> bool:
@@ -91,6 +95,10 @@ class PoolWorker:
         self._channel_ended = True
         self.child.kill()
         self._pool.broken(self)
+        self._check_gone()
+
+    def _dead(self) -> None:
+        self.descriptors.close()
         self._check_gone()
 
     def _check_gone(self) -> None:

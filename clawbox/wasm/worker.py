@@ -17,8 +17,9 @@ import msgspec
 import wasmtime
 from wasmtime import component
 
+from clawbox.children import filters
 from clawbox.children.channel import BlockingChannel, ChannelClosedError
-from clawbox.children.kind import LoadError
+from clawbox.children.kind import LoadError, Profile
 from clawbox.children.linux import Timer, read_statm
 from clawbox.wasm import schema
 from clawbox.wasm.artifacts import Artifact, Artifacts, CommandModule
@@ -383,9 +384,10 @@ def _checked(ended: Ended, frame: RunFrame, capture: Capture) -> Ended:
 
 
 class WorkerKind:
-    """The kind of child that runs tools; see :class:`clawbox.children.kind.Kind`."""
+    """The kind of child that runs tools; see :class:`clawbox.children.kind.LoadingKind`."""
 
     name = "clawbox-worker"
+    profile = Profile(filter=filters.compute_only)
 
     def __init__(self) -> None:
         self._memory: _Memory | None = None
@@ -414,7 +416,7 @@ class WorkerKind:
         self._memory = _Memory()
         return (self._memory.descriptor,)
 
-    def main(self, channel: int) -> None:
+    def main(self, channel: int, descriptors: int) -> None:  # noqa: ARG002
         """Run what control sends."""
         assert self._memory is not None
         _Worker(self._engine, self._artifacts, self._host, channel, self._memory).serve()

@@ -2,9 +2,13 @@
 
 import os
 
+from clawbox.children.filters import compute_only
+from clawbox.children.kind import Profile
+
 
 class CrashingKind:
     name = "crashing"
+    profile = Profile(filter=compute_only)
 
     def __init__(self) -> None:
         self._loaded: list[str] = []
@@ -21,7 +25,7 @@ class CrashingKind:
     def open_own(self) -> tuple[int, ...]:
         return ()
 
-    def main(self, channel: int) -> None:
+    def main(self, channel: int, descriptors: int) -> None:
         os._exit(3)
 
 

@@ -6,6 +6,8 @@ import os
 import msgspec
 
 from clawbox.children.channel import encode_frame
+from clawbox.children.filters import compute_only
+from clawbox.children.kind import Profile
 from clawbox.wasm.messages import Done, Ready, RunFrame, Wrote
 from clawbox.wasm.model import Outcome
 
@@ -100,6 +102,7 @@ AFTERWARDS: dict[str, list[bytes]] = {
 
 class HostileKind:
     name = "hostile"
+    profile = Profile(filter=compute_only)
 
     def __init__(self) -> None:
         self._loaded: list[str] = []
@@ -116,7 +119,7 @@ class HostileKind:
     def open_own(self) -> tuple[int, ...]:
         return ()
 
-    def main(self, channel: int) -> None:
+    def main(self, channel: int, descriptors: int) -> None:
         os.write(channel, encode_frame(Ready()))
         while True:
             size = int.from_bytes(os.read(channel, 4), "big")

@@ -11,15 +11,16 @@ from clawbox.children.uids import UidRange
 from tests.unit.children.probe_kind import Answer, Ask
 
 ROOT = str(Path(__file__).parents[3])
-PROBE = "tests.unit.children.probe_kind:KIND"
+PROBE = {"probe": "tests.unit.children.probe_kind:KIND"}
 FIRST_UID = 912_000
 
 
 class Probe:
     """A probe child with its channel."""
 
-    def __init__(self, child):
+    def __init__(self, child, descriptors):
         self.child = child
+        self.descriptors = descriptors
         self.broken = asyncio.get_running_loop().create_future()
         self._answers: asyncio.Queue[Answer] = asyncio.Queue()
         self.protocol = FrameProtocol(
@@ -30,9 +31,9 @@ class Probe:
         )
 
     @classmethod
-    async def start(cls, launcher):
-        child, channel = await launcher.fork()
-        probe = cls(child)
+    async def start(cls, launcher, kind="probe", **options):
+        child, channel, descriptors = await launcher.fork(kind, **options)
+        probe = cls(child, descriptors)
         loop = asyncio.get_running_loop()
         await loop.create_unix_connection(lambda: probe.protocol, sock=channel)
         assert await probe.next() == "ready"
@@ -51,6 +52,7 @@ class Probe:
 
     async def close(self):
         self.child.kill()
+        self.descriptors.close()
         await self.child.dead()
         if not self.broken.done():
             await self.broken

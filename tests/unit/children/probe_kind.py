@@ -11,7 +11,8 @@ import threading
 import msgspec
 
 from clawbox.children.channel import BlockingChannel, ChannelClosedError
-from clawbox.children.kind import LoadError
+from clawbox.children.filters import compute_only
+from clawbox.children.kind import LoadError, Profile
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -56,6 +57,7 @@ def _thread():
 
 class ProbeKind:
     name = "probe"
+    profile = Profile(filter=compute_only)
 
     def __init__(self):
         self._status = -1
@@ -80,7 +82,8 @@ class ProbeKind:
         self._net = os.open("/proc/self/net/dev", os.O_RDONLY)
         return (self._status, self._net)
 
-    def main(self, channel):
+    def main(self, channel, descriptors):
+        self._descriptors = descriptors
         decoder = msgspec.msgpack.Decoder(Ask)
         frames = BlockingChannel(channel, decoder, max_bytes=1 << 16)
         frames.send(Answer("ready"))
@@ -119,7 +122,7 @@ class ProbeKind:
                     if _attempt(lambda n=number: os.get_inheritable(n)) in {0, 1}
                 ]
             case "own_descriptors":
-                return sorted({0, 1, 2, channel, self._status, self._net})
+                return sorted({0, 1, 2, channel, self._descriptors, self._status, self._net})
             case "socket":
                 families = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX, socket.AF_NETLINK, 40)
                 return [_attempt(lambda f=f: socket.socket(f)) for f in families]

@@ -46,6 +46,7 @@ async def test_a_killed_child_is_noticed_and_leaves_nothing(launcher):
     assert not probe.child.alive
     assert launcher.children == 0
     probe.child.kill()  # too late, and harmless
+    probe.descriptors.close()
     await asyncio.sleep(0)
     assert before == open_descriptors()
 
@@ -61,25 +62,26 @@ async def test_frames_that_are_none_end_the_channel(launcher):
 async def test_a_child_ends_with_its_channel(launcher):
     probe = await Probe.start(launcher)
     probe.protocol.close()
+    probe.descriptors.close()
     async with asyncio.timeout(10):
         await probe.child.dead()
 
 
 async def test_children_know_what_was_loaded_before_them(launcher):
     before = await Probe.start(launcher)
-    await launcher.load("a", b"")
+    await launcher.load("probe", "a", b"")
     after = await Probe.start(launcher)
     assert (frozenset(), frozenset({"a"})) == (before.child.loaded, after.child.loaded)
     with pytest.raises(LoadFailedError, match="it is bad"):
-        await launcher.load("b", b"bad")
+        await launcher.load("probe", "b", b"bad")
     await before.close()
     await after.close()
 
 
 async def test_any_number_of_things_can_be_loaded_at_once(launcher):
     async with asyncio.timeout(30):
-        await asyncio.gather(*(launcher.load(f"{number}", b"x" * 200) for number in range(1000)))
-    assert len(launcher.loaded) == 1000
+        await asyncio.gather(*(launcher.load("probe", f"{number}", b"x" * 200) for number in range(1000)))
+    assert len(launcher.loaded("probe")) == 1000
 
 
 async def test_a_forkserver_that_takes_nothing_is_replaced(launcher):
@@ -87,25 +89,25 @@ async def test_a_forkserver_that_takes_nothing_is_replaced(launcher):
     (forkserver,) = forkservers_of(os.getpid())
     os.kill(forkserver, signal.SIGSTOP)
     for _ in range(10_000):  # who asks goes away each time, and what was asked stays in the socket
-        load = asyncio.create_task(launcher.load("x", b"x" * 200))
+        load = asyncio.create_task(launcher.load("probe", "x", b"x" * 200))
         await asyncio.sleep(0)
         if load.done():
             assert isinstance(load.exception(), ChildrenUnavailableError)
             break
         load.cancel()
-    await probe.child.dead()
+    await probe.close()
     another = await Probe.start(launcher)
     assert launcher.restarts == 1
-    await probe.close()
     await another.close()
 
 
 async def test_a_dead_forkserver_takes_its_children_and_is_replaced(launcher):
     probe = await Probe.start(launcher)
     with pytest.raises(ChildrenUnavailableError):
-        await launcher.load("x", b"crash")
+        await launcher.load("probe", "x", b"crash")
+    probe.descriptors.close()
     async with asyncio.timeout(10):
-        await probe.child.dead()
+        await probe.close()
     another = await Probe.start(launcher)
     assert launcher.restarts == 1
     await another.close()
@@ -137,16 +139,16 @@ async def test_when_control_dies_its_children_do(tmp_path):
 
 
 async def test_a_forkserver_that_does_not_start_is_not_waited_for_for_ever():
-    async with Launcher("clawbox.no_such_module:KIND", None) as launcher:
+    async with Launcher({"none": "clawbox.no_such_module:KIND"}, None) as launcher:
         with pytest.raises(ChildrenUnavailableError) as caught:
             async with asyncio.timeout(30):
-                await launcher.fork()
+                await launcher.fork("none")
     assert caught.value.retry_after > 0
 
 
 async def test_a_cancelled_fork_leaves_no_child(launcher, uids):
-    await launcher.load("ready", b"")
-    task = asyncio.create_task(launcher.fork())
+    await launcher.load("probe", "ready", b"")
+    task = asyncio.create_task(launcher.fork("probe"))
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

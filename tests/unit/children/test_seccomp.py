@@ -5,7 +5,8 @@ import struct
 
 import pytest
 
-from clawbox.children.seccomp import ARCHITECTURES, build, compiling, compute_only
+from clawbox.children.filters import compiling, compute_only
+from clawbox.children.seccomp import ARCHITECTURES, build
 
 ALLOW, KILL = 0x7FFF0000, 0x80000000
 X86, ARM = ARCHITECTURES["x86_64"], ARCHITECTURES["aarch64"]
