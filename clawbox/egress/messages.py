@@ -65,8 +65,11 @@ class Handed(msgspec.Struct, frozen=True):
     """Says what the descriptor beside it is."""
 
     purpose: Short
-    """``keeper``, ``dialer``, ``unix``, ``namespace`` or ``tcp`` (listeners) to a sidecar; ``sidecar`` to the
-    keeper and the dialer; ``key`` and ``identity`` to the keeper; ``connection`` to a WASM worker."""
+    """To a sidecar: ``keeper``, ``dialer``, ``connection``, and listeners: ``unix``, ``namespace``, ``tcp``.
+
+    ``sidecar`` to the keeper and the dialer; ``key`` and ``identity`` to the keeper; ``connection`` to a WASM
+    worker.
+    """
     number: int = 0
     """Joins it to the message of the same number on the channel."""
 
@@ -88,6 +91,8 @@ class Admit(msgspec.Struct, frozen=True, tag="admit"):
     token: Digest
     call: Short = ""
     """The request id of the call that the token belongs to; empty: the sandbox's own token."""
+    connection: int = 0
+    """The number of the connection that is handed for it, which is served from now on; 0: none is."""
 
 
 class Revoke(msgspec.Struct, frozen=True, tag="revoke"):
@@ -177,6 +182,12 @@ class Activity(msgspec.Struct, frozen=True, tag="activity"):
     tunnels: int
 
 
+class Unwritten(msgspec.Struct, frozen=True, tag="unwritten"):
+    """So many requests were refused that have no Row: control did not take rows as fast as they came (75)."""
+
+    count: int
+
+
 class Suspended(msgspec.Struct, frozen=True, tag="suspended"):
     """Known secrets were found in several requests: this sandbox's credentials are attached no more (68)."""
 
@@ -192,7 +203,7 @@ class Cleaned(msgspec.Struct, frozen=True, tag="cleaned"):
     found: Annotated[tuple[Found, ...], msgspec.Meta(max_length=64)]
 
 
-FromSidecar = Ready | Row | Activity | Suspended | Cleaned
+FromSidecar = Ready | Row | Activity | Unwritten | Suspended | Cleaned
 
 
 # Sidecar and dialer ---------------------------------------------------------------------------------------
