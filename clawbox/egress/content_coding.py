@@ -2,23 +2,25 @@
 
 Nothing inside can be replaced, so a finding ends the message. Encoded bytes go on only when all that they
 decode to was searched. What is decoded for a byte received is bounded, so that a small body is not a large
-amount of work. Other encodings (Brotli, zstd) cannot be looked into: where secrets are at stake, they are not
-offered and not taken.
+amount of work. Other encodings (zstd) cannot be looked into: where secrets are at stake, they are not offered
+and not taken.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
+
+import brotli
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator
 
     from clawbox.egress.scanner import StreamScanner
 
-CODINGS: Final = frozenset({b"gzip", b"x-gzip", b"deflate"})
-"""What can be looked into (RFC 9110 8.4.1)."""
+CODINGS: Final = frozenset({b"gzip", b"x-gzip", b"deflate", b"br"})
+"""What can be looked into (RFC 9110 8.4.1, RFC 7932)."""
 MAX_RATIO: Final = 200
 """Bytes decoded for each byte received, once past the allowance. Text reaches 5 to 20; zeros 1,030."""
 ALLOWANCE: Final = 1 << 20
@@ -34,11 +36,12 @@ class CodingError(Exception):
 def codings_of(values: Iterable[bytes]) -> tuple[bytes, ...]:
     """The encodings that Content-Encoding names, in the order in which they were applied; identity is none.
 
-    Raises CodingError for one that cannot be looked into and for more than two.
+    Raises CodingError for one that cannot be looked into, for more than two, and for Brotli twice: each may
+    keep a window of 16 MiB (RFC 7932 9.1).
     """
     listed = [coding.strip().lower() for coding in b",".join(values).split(b",")]
     named = tuple(coding for coding in listed if coding not in (b"", b"identity"))
-    if len(named) > _MAX_CODINGS or not CODINGS.issuperset(named):
+    if len(named) > _MAX_CODINGS or not CODINGS.issuperset(named) or named.count(b"br") > 1:
         raise CodingError("the body is in an encoding that cannot be looked into")
     return named
 
@@ -49,7 +52,7 @@ class EncodedScanner:
     def __init__(self, codings: tuple[bytes, ...], scanner: StreamScanner) -> None:
         """``scanner`` is one made for ``encoded`` bodies."""
         self.scanner = scanner
-        self._decoders = [_Decoder(gzip=coding != b"deflate") for coding in reversed(codings)]
+        self._decoders = [_decoder(coding) for coding in reversed(codings)]
         self._held: deque[tuple[int, bytes]] = deque()  # encoded bytes, and where what they decode to ends
         self._received = self._decoded = self._cleared = 0
 
@@ -85,7 +88,49 @@ class EncodedScanner:
         return b"".join(clear)
 
 
-class _Decoder:
+class _Decoder(Protocol):
+    """One encoded stream."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the stream is whole."""
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """All that ``data`` decodes to, in pieces of bounded size. Raises CodingError."""
+
+
+def _decoder(coding: bytes) -> _Decoder:
+    return _BrotliDecoder() if coding == b"br" else _ZlibDecoder(gzip=coding != b"deflate")
+
+
+class _BrotliDecoder:
+    """One Brotli stream."""
+
+    def __init__(self) -> None:
+        self._stream = brotli.Decompressor()
+
+    @property
+    def ended(self) -> bool:
+        ended: bool = self._stream.is_finished()
+        return ended
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        if data and self.ended:
+            raise CodingError("bytes follow the encoded body")
+        # Until nothing comes: the library's can_accept_more_data() speaks of input alone, and is true while
+        # there is output yet. The limit is for a buffer that grows by doubling: a piece is under twice of it.
+        piece = data
+        while piece and not self.ended:
+            try:
+                piece = self._stream.process(data, output_buffer_limit=_PIECE)
+            except brotli.error:
+                raise CodingError("the body is not in the encoding that it states") from None
+            data = b""
+            if piece:
+                yield piece
+
+
+class _ZlibDecoder:
     """One gzip (of any number of members) or deflate stream, in pieces of bounded size."""
 
     def __init__(self, *, gzip: bool) -> None:

@@ -4,7 +4,9 @@ import base64
 import gzip
 import random
 import zlib
+from typing import TYPE_CHECKING, cast
 
+import brotli
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -18,6 +20,9 @@ from clawbox.egress.shapes import Kind
 from clawbox.network_rules import ShapeAction
 from tests.unit.egress.shape_examples import EXAMPLES
 from tests.unit.egress.spellings import ENCODINGS, SECRETS, left_over
+
+if TYPE_CHECKING:
+    from clawbox.egress.scanner import StreamScanner
 
 BLOCK, REDACT, REPORT = ShapeAction.BLOCK, ShapeAction.REDACT, ShapeAction.REPORT
 
@@ -233,6 +238,8 @@ COMPRESSED = {
     "deflate": (b"deflate", deflate),
     "raw deflate": (b"Deflate", raw_deflate),
     "both": (b"deflate, gzip", lambda data: gzip.compress(deflate(data))),
+    "br": (b"br", brotli.compress),
+    "br, gzip": (b"br, gzip", lambda data: gzip.compress(brotli.compress(data, quality=5))),
 }
 compressed = pytest.mark.parametrize("coding", COMPRESSED)
 
@@ -259,6 +266,9 @@ def test_rule_47_a_secret_in_a_compressed_body_never_goes_on(coding, size):
 
 def partly_decoded(named, data):
     for coding in reversed(codings_of([named])):
+        if coding == b"br":
+            data = brotli.Decompressor().process(bytes(data))
+            continue
         bits = 31 if coding != b"deflate" else 15
         plain = b""
         while data:
@@ -272,7 +282,7 @@ def partly_decoded(named, data):
                 continue
             data = stream.unused_data
         data = plain
-    return data
+    return bytes(data)
 
 
 @compressed
@@ -292,7 +302,15 @@ def test_rule_47_events_in_a_compressed_stream_are_prompt():
         assert scanner.feed(event) == event
 
 
-@pytest.mark.parametrize("coding", ["gzip", "deflate", "both"])
+def test_rule_47_events_in_a_brotli_stream_are_prompt():
+    stream = brotli.Compressor(quality=5)
+    scanner = EncodedScanner((b"br",), detector.inbound_body(text=True, encoded=True))
+    for number in range(5):
+        event = stream.process(b"data: %d\n\n" % number) + stream.flush()
+        assert scanner.feed(event) == event
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "both", "br", "br, gzip"])
 def test_rule_47_a_body_that_decodes_to_far_more_than_it_is_ends(coding):
     named, compress = COMPRESSED[coding]
     bomb = compress(bytes(200 << 20))
@@ -302,7 +320,7 @@ def test_rule_47_a_body_that_decodes_to_far_more_than_it_is_ends(coding):
 
 
 @pytest.mark.parametrize(
-    "value", [b"br", b"zstd", b"compress", b"gzip, br", b"gzip, gzip, gzip", b"gzip;q=1"]
+    "value", [b"zstd", b"compress", b"gzip, zstd", b"gzip, gzip, gzip", b"br, br", b"gzip;q=1", b"dcb"]
 )
 def test_rule_47_other_encodings_are_refused(value):
     with pytest.raises(CodingError):
@@ -321,12 +339,47 @@ def test_rule_47_identity_is_no_encoding():
         (b"deflate", deflate(b"x") + b"more"),
         (b"gzip", gzip.compress(b"x") + b"more"),
         (b"gzip", b"\x1f"),
+        (b"br", b"not brotli at all"),
+        (b"br", brotli.compress(b"x" * 1000 + b"y")[:-3]),
+        (b"br", brotli.compress(b"x") + b"more"),
     ],
 )
-def test_rule_47_what_is_not_what_it_says_does_not_end_well(named, body):
+@pytest.mark.parametrize("size", [1, 100_000])
+def test_rule_47_what_is_not_what_it_says_does_not_end_well(named, body, size):
     scanner = EncodedScanner((named,), detector.inbound_body(text=True, encoded=True))
     with pytest.raises(CodingError):
-        pump(scanner, [body])
+        pump(scanner, cut(body, size))
+
+
+@pytest.mark.parametrize("size", [98_271, 98_272, 98_273, 196_544, 196_545, 300_000])
+@pytest.mark.parametrize("quality", [1, 5, 11])
+def test_rule_47_a_secret_late_in_what_little_brotli_decodes_to_is_found(size, quality):
+    # The library takes all of the input and still has output: nothing may go on before that was searched.
+    stream = brotli.Compressor(quality=quality)
+    body = stream.process(bytes(size) + SECRETS["token"].encode()) + stream.flush()
+    scanner = EncodedScanner((b"br",), detector.inbound_body(text=False, encoded=True))
+    sent = bytearray()
+    with pytest.raises(LeakError):
+        trickle(scanner, [body, stream.finish()], sent)
+    assert not sent
+
+
+def test_rule_47_what_a_brotli_body_decodes_to_comes_in_pieces_of_bounded_size():
+    taken = []
+
+    class Searched:
+        def feed(self, data: bytes) -> bytes:
+            taken.append(len(data))
+            return data
+
+        def finish(self) -> bytes:
+            return b""
+
+    body = brotli.compress(bytes(1 << 20))
+    scanner = EncodedScanner((b"br",), cast("StreamScanner", Searched()))
+    assert scanner.feed(body) + scanner.finish() == body
+    assert sum(taken) == 1 << 20
+    assert max(taken) <= 128 << 10
 
 
 # 48, 52, 53, 54, 67
