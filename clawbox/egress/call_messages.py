@@ -8,7 +8,7 @@ in place of ``headers`` and ``body``. Unknown members are ignored, as they were 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 MAX_REQUEST_BYTES: Final = 10 << 20
 """Of the JSON of one request."""
 _MAX_REPLY_HEAD_BYTES: Final = 1 << 20  # an upstream's head at its largest, every byte of it escaped
+
+
+Status = Annotated[int, msgspec.Meta(ge=100, le=999)]
 
 
 class CallRequest(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -54,7 +57,7 @@ class CallRequest(msgspec.Struct, frozen=True, omit_defaults=True):
 class TextReply(msgspec.Struct, frozen=True):
     """An answer as the Rust clawbox gives it."""
 
-    status: int
+    status: Status
     headers: dict[str, str]
     """Names in lower case; the values of one that occurs more than once are joined with ``, ``."""
     body: str
@@ -68,7 +71,7 @@ class TextReply(msgspec.Struct, frozen=True):
 class BinaryReply(msgspec.Struct, frozen=True):
     """An answer of which nothing is lost."""
 
-    status: int
+    status: Status
     header_list: list[tuple[str, str]]
     """In their order, names in lower case."""
     body_base64: bytes

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from clawbox.children.channel import FrameError
-from clawbox.wasm.messages import MAX_MESSAGE_CHARS, MAX_PIECES, Done, Logged, RunFrame, Written
+from clawbox.wasm.messages import MAX_MESSAGE_CHARS, MAX_PIECES, Done, Logged, RunFrame, WayOut, Written
 from clawbox.wasm.model import (
     Abi,
     LogEntry,
@@ -25,6 +25,9 @@ from clawbox.wasm.model import (
     RunResult,
 )
 
+if TYPE_CHECKING:
+    from clawbox.egress.door import CallDoor
+
 _log = logging.getLogger(__name__)
 
 _LARGEST: Final = (1 << 63) - 1
@@ -35,8 +38,10 @@ _MESSAGES_PER_SECOND: Final = 1000
 class Call:
     """One run between ``WorkerPool.run`` and its worker."""
 
-    def __init__(self, run: Run, on_event: OnEvent | None, now: float) -> None:
+    def __init__(self, run: Run, on_event: OnEvent | None, now: float, door: CallDoor | None = None) -> None:
         self.run = run
+        self.door = door
+        """The way out; None where the run was granted no network."""
         self.done: asyncio.Future[RunResult] = asyncio.get_running_loop().create_future()
         self.queued_at = now
         self.started_at: float | None = None
@@ -59,8 +64,9 @@ class Call:
         """Which code it runs."""
         return self.run.code.digest
 
-    def frame(self) -> RunFrame:
-        """What the worker is told."""
+    def frame(self, number: int) -> RunFrame:
+        """What the worker is told; ``number`` is that of the connection that it was handed, if any."""
+        door = self.door
         code, limits = self.run.code, self.run.limits
         if code.table_elements > limits.table_elements:
             limits = msgspec.structs.replace(limits, table_elements=code.table_elements)
@@ -72,6 +78,7 @@ class Call:
             streamed=self._on_event is not None,
             input_schema=code.input_schema,
             output_schema=code.output_schema,
+            way_out=WayOut(number, door.token, door.max_response_bytes) if door is not None else None,
         )
 
     def take(self, written: list[Written], logged: list[Logged], now: float) -> None:
@@ -127,6 +134,7 @@ class Call:
             fuel_consumed=_count(done.fuel_consumed),
             peak_memory_bytes=_count(done.peak_memory_bytes),
             host_calls=min(_count(done.host_calls), self.run.limits.host_calls + 1),
+            egress_calls=min(_count(done.egress_calls), self.run.limits.host_calls) if self.door else 0,
             duration_us=_count(done.duration_us),
             queued_us=self._queued_us(),
         )

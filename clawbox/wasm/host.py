@@ -7,6 +7,7 @@ checked against the memory as it is now, and no function here raises into the gu
 
 from __future__ import annotations
 
+import base64
 import ctypes
 import json
 from dataclasses import dataclass, field
@@ -15,50 +16,13 @@ from typing import Any, Final, Protocol
 import wasmtime
 from wasmtime import component
 
+from clawbox.egress.call_messages import joined
 from clawbox.wasm import interface
+from clawbox.wasm.egress import Egress, EgressRefusedError, HttpRequest, HttpResponse
 from clawbox.wasm.model import Level
 
 MAX_REQUEST_BYTES: Final = 4 << 20
 """Largest request of one ``host_call``."""
-
-
-@dataclass(frozen=True, slots=True)
-class HttpRequest:
-    """A request that a guest wants sent."""
-
-    method: str
-    url: str
-    headers: tuple[tuple[str, str], ...]
-    body: bytes | None
-
-
-@dataclass(frozen=True, slots=True)
-class HttpResponse:
-    """The whole answer to a request of a guest."""
-
-    status: int
-    headers: tuple[tuple[str, str], ...]
-    body: bytes
-
-
-class EgressRefusedError(Exception):
-    """A request was not sent, or not answered; the guest is told the text."""
-
-
-class Egress(Protocol):
-    """The way out of a worker."""
-
-    def send(self, request: HttpRequest) -> HttpResponse:
-        """Send one request and wait for the answer. Raises :class:`EgressRefusedError`."""
-
-
-class NoEgress:
-    """There is no way out."""
-
-    def send(self, request: HttpRequest) -> HttpResponse:
-        """Refuse, whatever the request is."""
-        del request
-        raise EgressRefusedError("http_request refused: this server has no egress sidecar for tools")
 
 
 @dataclass(slots=True)
@@ -70,6 +34,7 @@ class Session:
     egress: Egress
     on_log: LogSink
     calls: int = 0
+    egress_calls: int = 0
     log_bytes: int = 0
     logs_cut: bool = False
     pending_reply: bytes = field(default=b"")
@@ -84,6 +49,11 @@ class Session:
         self.calls += 1
         if self.exceeded:
             raise HostCallError(f"host_call limit exceeded (max {self.max_calls})")
+
+    def send(self, request: HttpRequest) -> HttpResponse:
+        """Send a request. Raises :class:`~clawbox.wasm.egress.EgressRefusedError`."""
+        self.egress_calls += 1
+        return self.egress.send(request)
 
     def log(self, level: Level, message: str) -> None:
         """Keep a log entry, or as much of it as still may be kept."""
@@ -158,32 +128,51 @@ def call_by_name(session: Session, method: str, params: Any) -> Any:
         )
         return None
     if method == "http_request":
-        response = session.egress.send(_request(values))
-        return {
-            "status": response.status,
-            "headers": dict(response.headers),
-            "body": response.body.decode("utf-8", "replace"),
-        }
+        return _reply(session.send(_request(values)), values.get("binary"))
     raise HostCallError(f"unknown host call method: {method[:200]}")
 
 
 def _request(values: dict[str, Any]) -> HttpRequest:
+    """The request in parameters whose members are those of ``POST /proxy``; only ``url`` must be there."""
     url = values.get("url")
     if not isinstance(url, str):
         raise HostCallError("missing 'url' parameter")
-    method, headers, body = values.get("method", "GET"), values.get("headers"), values.get("body")
+    method = values.get("method", "GET")
     if not isinstance(method, str):
         raise HostCallError("invalid host_call request: 'method' is not a string")
+    return HttpRequest(method, url, _headers(values.get("headers")), _body(values))
+
+
+def _headers(headers: object) -> tuple[tuple[str, str], ...]:
+    if isinstance(headers, list):
+        if not all(isinstance(pair, list) and list(map(type, pair)) == [str, str] for pair in headers):
+            raise HostCallError("invalid host_call request: 'headers' is not a list of pairs of strings")
+        return tuple((name, value) for name, value in headers)
     if headers is not None and not isinstance(headers, dict):
         raise HostCallError("invalid host_call request: 'headers' is not an object")
+    return tuple((str(name), str(value)) for name, value in (headers or {}).items())
+
+
+def _body(values: dict[str, Any]) -> bytes | None:
+    body, encoded = values.get("body"), values.get("body_base64")
     if body is not None and not isinstance(body, str):
         raise HostCallError("invalid host_call request: 'body' is not a string")
-    return HttpRequest(
-        method,
-        url,
-        tuple((str(name), str(value)) for name, value in (headers or {}).items()),
-        body.encode("utf-8", "surrogatepass") if body is not None else None,
-    )
+    if encoded is None:
+        return body.encode("utf-8", "surrogatepass") if body is not None else None
+    if body is not None:
+        raise HostCallError("invalid host_call request: both 'body' and 'body_base64'")
+    try:
+        return base64.b64decode(encoded, validate=True)
+    except (TypeError, ValueError) as error:
+        raise HostCallError("invalid host_call request: 'body_base64' is not base64") from error
+
+
+def _reply(response: HttpResponse, binary: object) -> dict[str, object]:
+    if binary is True:
+        body = base64.b64encode(response.body).decode("ascii")
+        return {"status": response.status, "header_list": response.headers, "body_base64": body}
+    text = response.body.decode("utf-8", "replace")
+    return {"status": response.status, "headers": joined(response.headers), "body": text}
 
 
 class Host:
@@ -263,7 +252,7 @@ class Host:
             return "no run is going on"
         try:
             session.count()
-            response = session.egress.send(
+            response = session.send(
                 HttpRequest(
                     request.method,
                     request.url,
@@ -272,7 +261,7 @@ class Host:
                 )
             )
         except (HostCallError, EgressRefusedError) as error:
-            return str(error)
+            return _sayable(error)
         headers = [_record(name=name, value=value) for name, value in response.headers]
         return _record(status=response.status, headers=headers, body=response.body)
 
@@ -288,7 +277,12 @@ class Host:
                 raise HostCallError(f"invalid host_call request: {error}"[:500]) from error
             return component.Variant("ok", json.dumps(call_by_name(session, method, values)))
         except (HostCallError, EgressRefusedError) as error:
-            return component.Variant("err", str(error))
+            return component.Variant("err", _sayable(error))
+
+
+def _sayable(error: Exception) -> str:
+    """The text as a component can be told it: JSON's escapes can name half of a surrogate pair."""
+    return str(error).encode("utf-8", "replace").decode()
 
 
 def _record(**fields: object) -> component.Record:

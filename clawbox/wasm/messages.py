@@ -35,9 +35,26 @@ _DATA_ALLOWANCE = 64 << 20
 """Memory of a worker beside what the guest holds: copies of small inputs and outputs, thread stacks."""
 _HOST_COPIES = 3
 """How often what a guest returns exists outside of it for a moment, while it is lifted and checked."""
+_ANSWER_COPIES = 20
+"""Bytes for each byte of the body of an HTTP answer: it comes as base64, is text of up to four bytes a
+character, and a JSON reply in which each can be six."""
 
 FRAME_ALLOWANCE_BYTES = 256 << 10
 """What a frame of a worker may hold beside the bytes that the limits of a run count."""
+
+
+class WayOut(msgspec.Struct, frozen=True, array_like=True):
+    """The connection to one call's sidecar, which is handed to the worker before the RunFrame is sent."""
+
+    number: int
+    """Of the ``Handed`` beside the descriptor."""
+    token: str
+    max_body_bytes: int
+    """Largest body of an answer."""
+
+    def __repr__(self) -> str:
+        """Without the token."""
+        return f"WayOut({self.number})"
 
 
 class RunFrame(msgspec.Struct, frozen=True, array_like=True):
@@ -51,6 +68,8 @@ class RunFrame(msgspec.Struct, frozen=True, array_like=True):
     """Say at once what the run writes; otherwise only what is older than a few ten milliseconds."""
     input_schema: bytes | None
     output_schema: bytes | None
+    way_out: WayOut | None = None
+    """None: the run was granted no network."""
 
 
 class Written(msgspec.Struct, frozen=True, array_like=True):
@@ -116,6 +135,7 @@ class Done(msgspec.Struct, frozen=True, tag="done", array_like=True):
     fuel_consumed: int
     peak_memory_bytes: int
     host_calls: int
+    egress_calls: int
     duration_us: int
 
 
@@ -136,10 +156,14 @@ class ArtifactSpec(msgspec.Struct, frozen=True):
     path: str
 
 
-def data_allowance(limits: Limits, params_bytes: int) -> int:
-    """Private memory that a worker may have for a run beside what it had before (docs/security.md, 92)."""
+def data_allowance(limits: Limits, params_bytes: int, answer_bytes: int) -> int:
+    """Private memory that a worker may have for a run beside what it had before (docs/security.md, 92).
+
+    ``answer_bytes``: the largest body of an HTTP answer; 0 without a way out.
+    """
     streams = limits.stdout_bytes + limits.stderr_bytes + limits.log_bytes
-    return (1 + _HOST_COPIES) * limits.memory_bytes + 4 * streams + 8 * params_bytes + _DATA_ALLOWANCE
+    copies = 4 * streams + 8 * params_bytes + _ANSWER_COPIES * answer_bytes
+    return (1 + _HOST_COPIES) * limits.memory_bytes + copies + _DATA_ALLOWANCE
 
 
 def frame_limit(limits: Limits) -> int:

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from clawbox.children.uids import UidRange
+    from clawbox.egress.door import CallDoor
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ KIND: Final = "clawbox.wasm.worker:KIND"
 _WORKER: Final = "worker"
 CALLS_PER_WORKER: Final = 1000
 MAX_MEMORY_BYTES: Final = 1 << 30
+MAX_RESPONSE_BYTES: Final = 1 << 20
 GRACE_SECONDS: Final = 0.1
 """How much longer than its limit a run may take before its worker is killed; the worker ends most itself."""
 OVERDUE_SECONDS: Final = 0.025
@@ -107,7 +109,8 @@ class WorkerPool:
 
     ``workers`` are kept warm (0: as many as there are cores); at most ``max_concurrent`` calls run at once.
     ``uids`` is None where workers cannot have uids of their own. ``max_memory_bytes`` is the largest
-    ``Limits.memory_bytes`` of any run: no worker can ever allow itself much more.
+    ``Limits.memory_bytes`` of any run, and ``max_response_bytes`` the largest body that a run's sidecar
+    answers with: no worker can ever allow itself much more.
     """
 
     def __init__(
@@ -117,13 +120,14 @@ class WorkerPool:
         max_concurrent: int,
         uids: UidRange | None,
         max_memory_bytes: int = MAX_MEMORY_BYTES,
+        max_response_bytes: int = MAX_RESPONSE_BYTES,
         observer: PoolObserver | None = None,
     ) -> None:
         self._size = min(workers or os.cpu_count() or 1, max_concurrent)
         self._max = max_concurrent
         self._observer = observer
         self._launcher = Launcher({_WORKER: KIND}, uids, self._dispatch)
-        self._data_bytes = _data_bytes(max_memory_bytes)
+        self._data_bytes = _data_bytes(max_memory_bytes, max_response_bytes)
         self._spare: list[PoolWorker] = []
         self._idle: list[PoolWorker] = []  # longest idle first
         self._busy: set[PoolWorker] = set()
@@ -203,16 +207,17 @@ class WorkerPool:
         if error is not None:
             raise error
 
-    async def run(self, run: Run, on_event: OnEvent | None = None) -> RunResult:
+    async def run(self, run: Run, on_event: OnEvent | None = None, door: CallDoor | None = None) -> RunResult:
         """Run a tool once, in a fresh instance, and say what came of it.
 
         With ``on_event`` what the run writes and logs is told as it happens; the result holds it in any case.
+        With ``door`` its connection goes to the worker that gets the call, and is closed here.
         Raises :class:`InvalidInputError` when the parameters break the input schema, and SANDBOX_UNAVAILABLE
         or SHUTTING_DOWN when no worker can be had. Cancelling kills the worker, and returns when it is dead.
         """
         if not self._open:
             raise ClawboxError(Reason.SHUTTING_DOWN, "the server is stopping")
-        call = Call(run, on_event, self._loop.time())
+        call = Call(run, on_event, self._loop.time(), door)
         worker = self._find(call) if not self._waiting else None
         if worker is not None:
             self._assign(worker, call)
@@ -282,7 +287,9 @@ class WorkerPool:
             now + limits.timeout_ms / 1000 + GRACE_SECONDS, self._overstayed, worker, call
         )
         worker.protocol.limit(frame_limit(limits))
-        worker.protocol.send(call.frame())
+        if call.door is not None:
+            worker.hand(call.door.connection, worker.calls)
+        worker.protocol.send(call.frame(worker.calls))
         if not self._spare:
             self._provide()
 
@@ -550,10 +557,10 @@ class WorkerPool:
         return task
 
 
-def _data_bytes(max_memory_bytes: int) -> int:
+def _data_bytes(max_memory_bytes: int, max_response_bytes: int) -> int:
     """The hard limit of a worker: what the largest run may need, and an instance that was prepared for it."""
     largest = Limits(timeout_ms=1, fuel=1, memory_bytes=max_memory_bytes)
-    return data_allowance(largest, MAX_CONTROL_FRAME_BYTES) + max_memory_bytes
+    return data_allowance(largest, MAX_CONTROL_FRAME_BYTES, max_response_bytes) + max_memory_bytes
 
 
 def _unavailable(why: str, retry_after: float) -> ClawboxError:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from clawbox.children.channel import FrameProtocol
+from clawbox.children.channel import ChannelClosedError, FrameProtocol
+from clawbox.children.handing import hand
+from clawbox.egress.messages import Handed
 from clawbox.wasm.messages import FRAME_ALLOWANCE_BYTES, FromWorker
 from clawbox.wasm.model import Outcome, RunResult
 
@@ -84,6 +86,18 @@ class PoolWorker:
             self.killed = True
             self.why = why
         self.child.kill()
+
+    def hand(self, connection: socket.socket, number: int) -> None:
+        """Hand it the connection to a call's sidecar, and keep none: it is the worker's alone from now on.
+
+        A worker that cannot take it is dead, or killed, and so the call that it was for is lost.
+        """
+        with connection:
+            try:
+                hand(self.descriptors, Handed("connection", number), connection.fileno())
+            except (ChannelClosedError, OSError) as error:
+                _log.warning("worker %d could not be handed its connection: %s", self.child.pid, error)
+                self.kill("lost")
 
     def _received(self, message: FromWorker) -> None:
         self._pool.received(self, message)

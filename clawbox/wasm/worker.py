@@ -10,8 +10,9 @@ import os
 import resource
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 import wasmtime
@@ -19,14 +20,17 @@ from wasmtime import component
 
 from clawbox.children import filters
 from clawbox.children.channel import BlockingChannel, ChannelClosedError
+from clawbox.children.handing import receive_handed
 from clawbox.children.kind import LoadError, Profile
 from clawbox.children.linux import Timer, read_statm
+from clawbox.egress.messages import Handed
 from clawbox.wasm import schema
 from clawbox.wasm.artifacts import Artifact, Artifacts, CommandModule
 from clawbox.wasm.capture import Capture
+from clawbox.wasm.egress import NoEgress, SidecarEgress
 from clawbox.wasm.engine import new_engine
 from clawbox.wasm.guest import PREPARATION_FUEL, Ended, Guest, failed, near_limit, returned
-from clawbox.wasm.host import Host, NoEgress, Session
+from clawbox.wasm.host import Host, Session
 from clawbox.wasm.messages import (
     MAX_CONTROL_FRAME_BYTES,
     MAX_VIOLATIONS,
@@ -39,6 +43,11 @@ from clawbox.wasm.messages import (
     data_allowance,
 )
 from clawbox.wasm.model import Abi, Limits, Outcome, OutputStream
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from clawbox.wasm.egress import Egress
 
 _BLOAT: Final = 16 << 20
 """A worker that keeps so much more memory than it had when it began is replaced."""
@@ -134,13 +143,16 @@ class _Worker:
         engine: wasmtime.Engine,
         artifacts: Artifacts,
         host: Host,
+        *,
         channel: int,
+        descriptors: int,
         memory: _Memory,
     ) -> None:
         self._engine = engine
         self._artifacts = artifacts
         self._host = host
-        self._egress = NoEgress()
+        self._descriptors = descriptors
+        self._handed = msgspec.msgpack.Decoder(Handed)
         decoder = msgspec.msgpack.Decoder(RunFrame)
         self._channel = BlockingChannel(channel, decoder, max_bytes=MAX_CONTROL_FRAME_BYTES)
         self._clock = _Clock(engine)
@@ -157,12 +169,32 @@ class _Worker:
         while True:
             try:
                 frame = self._channel.receive()
-                done = self._run(frame)
+                with self._way_out(frame) as egress:
+                    done = self._run(frame, egress)
                 self._channel.send(done)
                 if isinstance(done, Done) and done.prepares:
                     self._channel.send(Prepared(bloated=self._prepare(frame)))
             except ChannelClosedError:
                 return
+
+    @contextmanager
+    def _way_out(self, frame: RunFrame) -> Iterator[Egress]:
+        """What the run may send requests by; it is closed before the run's end is told (65)."""
+        way_out = frame.way_out
+        if way_out is None:
+            yield NoEgress()
+            return
+        handed = receive_handed(self._descriptors, self._handed)
+        while handed is not None and handed[0] != Handed("connection", way_out.number):
+            os.close(handed[1])
+            handed = receive_handed(self._descriptors, self._handed)
+        if handed is None:
+            raise ChannelClosedError
+        egress = SidecarEgress(handed[1], way_out.token, way_out.max_body_bytes)
+        try:
+            yield egress
+        finally:
+            egress.close()
 
     def _warm_up(self) -> None:
         """Run what is this program's own, never a principal's tool (docs/security.md, 65)."""
@@ -175,7 +207,7 @@ class _Worker:
                 send=lambda _: None,
                 stop=self._engine.increment_epoch,
             )
-            session = Session(limits.host_calls, limits.log_bytes, self._egress, capture.log)
+            session = Session(limits.host_calls, limits.log_bytes, NoEgress(), capture.log)
             guest = Guest(self._artifacts, artifact, limits, limits.fuel)
             self._clock.begin(capture, limits.timeout_ms / 1000, streamed=False)
             try:
@@ -186,7 +218,7 @@ class _Worker:
                 guest.close()
         self._memory_at_start = self._memory.data_bytes()
 
-    def _run(self, frame: RunFrame) -> Done | Refused:
+    def _run(self, frame: RunFrame, egress: Egress) -> Done | Refused:
         began = time.monotonic_ns()
         artifact = self._artifacts.get(frame.digest)
         if artifact is None:
@@ -200,7 +232,7 @@ class _Worker:
             send=self._channel.send,
             stop=self._engine.increment_epoch,
         )
-        session = Session(limits.host_calls, limits.log_bytes, self._egress, capture.log)
+        session = Session(limits.host_calls, limits.log_bytes, egress, capture.log)
         self._clock.begin(capture, limits.timeout_ms / 1000, streamed=frame.streamed)
         spent, peak, bloated, prepares = 0, 0, False, False
         try:
@@ -213,7 +245,8 @@ class _Worker:
                 prepared.guest.close()
                 prepared = None
             base = prepared.base if prepared is not None else self._memory.data_bytes()
-            self._memory.allow(data_allowance(limits, len(frame.params)))
+            answer_bytes = frame.way_out.max_body_bytes if frame.way_out is not None else 0
+            self._memory.allow(data_allowance(limits, len(frame.params), answer_bytes))
             if prepared is not None:
                 guest = prepared.guest
             else:
@@ -259,6 +292,7 @@ class _Worker:
             fuel_consumed=spent,
             peak_memory_bytes=peak,
             host_calls=session.calls,
+            egress_calls=session.egress_calls,
             duration_us=(time.monotonic_ns() - began) // 1000,
         )
 
@@ -416,10 +450,17 @@ class WorkerKind:
         self._memory = _Memory()
         return (self._memory.descriptor,)
 
-    def main(self, channel: int, descriptors: int) -> None:  # noqa: ARG002
+    def main(self, channel: int, descriptors: int) -> None:
         """Run what control sends."""
         assert self._memory is not None
-        _Worker(self._engine, self._artifacts, self._host, channel, self._memory).serve()
+        _Worker(
+            self._engine,
+            self._artifacts,
+            self._host,
+            channel=channel,
+            descriptors=descriptors,
+            memory=self._memory,
+        ).serve()
 
 
 KIND = WorkerKind()

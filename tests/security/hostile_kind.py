@@ -27,6 +27,7 @@ DONE = Done(
     fuel_consumed=1,
     peak_memory_bytes=1,
     host_calls=0,
+    egress_calls=0,
     duration_us=1,
 )
 

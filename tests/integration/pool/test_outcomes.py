@@ -111,7 +111,7 @@ async def test_logs_are_cut_where_too_long(execute):
         ('{"method":"http_request","params":{}}', "missing 'url' parameter"),
         (
             '{"method":"http_request","params":{"url":"http://example.com/"}}',
-            "http_request refused: this server has no egress sidecar for tools",
+            "URL blocked by allowlist: http://example.com/",
         ),
         ("{}", "invalid host_call request: missing 'method'"),
     ],

@@ -14,8 +14,9 @@ import wasmtime
 from wasmtime import _ffi as ffi
 from wasmtime import component
 
+from clawbox.wasm.egress import Egress, HttpRequest, HttpResponse, NoEgress
 from clawbox.wasm.engine import ENGINE_FINGERPRINT, new_engine
-from clawbox.wasm.host import Egress, Host, HttpRequest, HttpResponse, NoEgress, Session
+from clawbox.wasm.host import Host, Session
 
 if TYPE_CHECKING:
     from clawbox.wasm.model import Level

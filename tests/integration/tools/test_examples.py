@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from clawbox.wasm.host import EgressRefusedError, HttpRequest, HttpResponse
+from clawbox.wasm.egress import EgressRefusedError, HttpRequest, HttpResponse
 from clawbox.wasm.model import Level
 from tests.integration.tools.sandbox import Sandbox
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from clawbox.wasm.host import HttpRequest
+from clawbox.wasm.egress import HttpRequest
 from clawbox.wasm.model import Level
 from tests.integration.tools.sandbox import Recorded
 
@@ -180,7 +180,7 @@ def test_host_functions(javascript: Sandbox) -> None:
 def test_refused_request_is_an_error_with_the_reason(javascript: Sandbox, code: str) -> None:
     error = javascript.run({"code": code}).error
     assert (error["type"], error["line"]) == ("HostError", 2)
-    assert "no egress sidecar" in error["message"]
+    assert error["message"].startswith("URL blocked by allowlist: https://example.com")
 
 
 def test_request_and_response_reach_the_code_whole(javascript: Sandbox) -> None:

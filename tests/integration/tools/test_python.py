@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from clawbox.wasm.build.builtin import SOURCES
-from clawbox.wasm.host import HttpRequest
+from clawbox.wasm.egress import HttpRequest
 from clawbox.wasm.model import Level
 from tests.integration.tools.modules import importable
 from tests.integration.tools.sandbox import Recorded
@@ -262,7 +262,7 @@ def test_refused_request_is_an_exception_with_the_reason(python: Sandbox) -> Non
         {"code": "import clawbox\n\nclawbox.http_request('GET', 'https://example.com/')"}
     ).error
     assert (error["type"], error["line"]) == ("clawbox.HostError", 3)
-    assert "no egress sidecar" in error["message"]
+    assert error["message"].startswith("URL blocked by allowlist: https://example.com")
 
 
 def test_request_and_response_reach_the_code_whole(python: Sandbox) -> None:

@@ -38,6 +38,7 @@ def done(**changes):
         "fuel_consumed": 1,
         "peak_memory_bytes": 1,
         "host_calls": 0,
+        "egress_calls": 0,
         "duration_us": 5,
     }
     return Done(**(fields | changes))
@@ -127,4 +128,4 @@ async def test_numbers_and_texts_are_bounded(call):
 
 
 async def test_the_tools_table_size_goes_to_the_worker(call):
-    assert call.frame().limits.table_elements == 20_000
+    assert call.frame(0).limits.table_elements == 20_000
