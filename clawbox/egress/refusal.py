@@ -148,6 +148,8 @@ class Denial(enum.Enum):
     AUDIT_UNAVAILABLE = _Spec(
         "audit_unavailable", "Nothing may be sent because it could not be written down.", 502
     )
+    CLIENT_GONE = _Spec("client_gone", "The client closed its connection before the answer was complete.")
+    ENDED = _Spec("ended", "The sandbox or its call ended.", 502)
     INTERNAL = _Spec("internal", "The sidecar failed.", 502)
 
     @property
@@ -199,6 +201,11 @@ class RefusedError(Exception):
     def __init__(self, denial: Denial, detail: str = "", side: Side = Side.CLIENT) -> None:
         self.refusal = Refusal(denial, detail, side)
         super().__init__(self.refusal.message)
+
+    @classmethod
+    def of(cls, refusal: Refusal) -> RefusedError:
+        """The error for a refusal that is at hand."""
+        return cls(refusal.denial, refusal.detail, refusal.side)
 
 
 def shown(text: str) -> str:

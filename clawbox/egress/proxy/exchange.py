@@ -1,0 +1,219 @@
+"""One request, from the decision to the last byte of its answer.
+
+The order is the design's: decide, choose the credential, take the client's own authentication out, search the
+head, dial, attach, send; then the answer, searched as it passes. The same path serves every way in (9).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from clawbox.egress.attach import Attached, NotAttachableError, attach, strip_client_auth
+from clawbox.egress.content_coding import CodingError
+from clawbox.egress.findings import Finding, LeakError
+from clawbox.egress.http.framing import BodyKind
+from clawbox.egress.http.headers import Headers
+from clawbox.egress.http.reader import End
+from clawbox.egress.http.writer import BodyWriter, request_fields, write_request
+from clawbox.egress.proxy.answer import Answer
+from clawbox.egress.proxy.bodies import IDENTITY, NOT_WITH_CREDENTIALS, request_scanner, without
+from clawbox.egress.proxy.terms import Terms
+from clawbox.egress.proxy.upstream import Connection, Key
+from clawbox.egress.refusal import Denial, Refusal, RefusedError, Side
+from clawbox.egress.rules import decide
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from clawbox.egress.proxy.record import Record
+    from clawbox.egress.proxy.state import SandboxState
+    from clawbox.egress.proxy.streams import Request, Sink, Source
+    from clawbox.egress.proxy.wire import Wire
+
+_REPEATABLE: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
+"""Idempotent (RFC 9110 9.2.2): sent again where a kept connection turns out to be gone."""
+
+
+class _StaleError(Exception):
+    """A kept connection ended before the answer began."""
+
+
+def terms_of(request: Request, state: SandboxState, record: Record) -> Terms:
+    """Whether a request may go, and how. Raises RefusedError."""
+    target = request.target
+    decision = decide(state.network, target, request.method, state.grant.on_shape)
+    record.rule = decision.rule
+    if decision.refusal is not None:
+        raise RefusedError.of(decision.refusal)
+    if not state.rows.available:
+        raise RefusedError(Denial.AUDIT_UNAVAILABLE)
+    fields = request_fields(request.head)
+    credential = state.credential_for(target, request.method)
+    if credential is not None:
+        stripped = strip_client_auth(credential, target, fields)
+        target, record.removed = stripped.target, stripped.removed
+        fields = [*without(stripped.headers, NOT_WITH_CREDENTIALS), IDENTITY]
+    url = target.url if target.query is None else f"{target.url}?{target.query}"
+    verdict = state.detector.outbound_head(url, fields, decision.on_shape)
+    record.note(verdict.findings, sent=True)
+    if verdict.refused:
+        raise RefusedError(Denial.LEAK, _named(verdict.findings))
+    if credential is None:
+        return Terms(state, record, Attached(target, verdict.headers), None, decision.on_shape)
+    wait = state.budgets.admit(credential, state.clock())
+    if wait is not None:
+        raise RefusedError(Denial.BUDGET_SPENT, f"{credential.name}, for {wait:.0f} s more")
+    try:
+        outgoing = attach(credential, request.method, target, verdict.headers)
+    except NotAttachableError as error:
+        raise RefusedError(Denial.CREDENTIAL_UNAVAILABLE, credential.name) from error
+    record.credential = credential.name
+    return Terms(state, record, outgoing, credential, decision.on_shape)
+
+
+async def exchange(request: Request, terms: Terms, source: Source, sink: Sink, client: Wire) -> None:
+    """Carry out a request on its terms. Raises RefusedError; whether the answer had begun, the sink knows.
+
+    ``client`` is the connection on which bytes count as life, too.
+    """
+    target, upstreams = terms.outgoing.target, terms.state.upstreams
+    key = Key(request.token, target.scheme, target.host, target.port, terms.record.credential)
+    kept = upstreams.take(key)
+    if kept is not None:
+        try:
+            await _Passage(kept, request, terms, source, sink).run(client)
+        except _StaleError:
+            pass
+        else:
+            return
+    opened = await upstreams.open(key)
+    await _Passage(opened, request, terms, source, sink).run(client)
+
+
+class _Passage:
+    """A request and its answer over one connection."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        request: Request,
+        terms: Terms,
+        source: Source,
+        sink: Sink,
+    ) -> None:
+        self._connection = connection
+        self._request = request
+        self._terms = terms
+        self._source = source
+        self._sink = sink
+
+    async def run(self, client: Wire) -> None:
+        """Send and receive; the connection is kept where nothing is wrong with it."""
+        connection, terms, request = self._connection, self._terms, self._request
+        wire, record = connection.wire, terms.record
+        record.address = connection.address
+        body: asyncio.Task[bool] | None = None
+        sent = False
+        try:
+            wire.watch(terms.state.grant.limits.idle_timeout_ms / 1000)
+            wire.partner, client.partner = client, wire
+            head = write_request(
+                request.method, terms.outgoing.target, terms.outgoing.headers, request.framing
+            )
+            terms.spend(len(head))
+            connection.reader.expect(request.method)
+            record.sent_at = terms.state.clock()
+            wire.write(head)
+            if request.framing.kind is BodyKind.NONE:
+                sent = True
+            else:
+                body = asyncio.create_task(self._send_body())
+            await self._receive()
+            if body is not None and body.done():
+                sent = body.result()
+        finally:
+            client.partner = None
+            if body is not None and not body.done():
+                # The answer came before all was sent: what is left is for nobody.
+                body.cancel()
+                await asyncio.wait([body])
+            if sent:
+                terms.state.upstreams.keep(connection)
+            else:
+                wire.abort()
+
+    async def _send_body(self) -> bool:
+        """The request's body; whether all of it went. Why not is raised by whoever reads the answer."""
+        terms, wire = self._terms, self._connection.wire
+        scanner = found = None
+        try:
+            scanner, found = request_scanner(
+                terms.state.detector,
+                self._request.head.headers,
+                self._request.framing,
+                terms.on_shape,
+                credentialed=terms.credential is not None,
+            )
+            writer = BodyWriter(self._request.framing)
+            while not isinstance(piece := await self._source.piece(), End):
+                terms.count_up(len(piece))
+                wire.write(writer.data(scanner.feed(piece)))
+                await wire.drain()
+            rest = writer.data(scanner.finish())
+            wire.write(rest + writer.end(self._clean(piece.trailers)))
+        except RefusedError as error:
+            wire.fail(error.refusal)
+        except LeakError as error:
+            wire.fail(Refusal(Denial.LEAK, str(error)))
+        except CodingError as error:
+            wire.fail(Refusal(Denial.UNREADABLE_CODING, str(error)))
+        except Exception:
+            wire.fail(Refusal(Denial.INTERNAL))
+            raise
+        else:
+            return True
+        finally:
+            if found:
+                terms.record.note(found, sent=True)
+        return False
+
+    def _clean(self, trailers: Headers) -> Headers:
+        if not len(trailers):
+            return trailers
+        terms = self._terms
+        verdict = terms.state.detector.outbound_trailers(trailers, terms.on_shape)
+        terms.record.note(verdict.findings, sent=True)
+        if verdict.refused:
+            raise RefusedError(Denial.LEAK, _named(verdict.findings))
+        return Headers(verdict.headers)
+
+    async def _receive(self) -> None:
+        connection, sink = self._connection, self._sink
+        wire, reader = connection.wire, connection.reader
+        answer = Answer(self._terms, reader, self._request, sink)
+        silent = True
+        try:
+            while not answer.complete:
+                data = await wire.read()
+                if data:
+                    silent = False
+                    events = reader.feed(data)
+                elif not silent:
+                    events = reader.eof(clean=wire.clean_end)
+                elif connection.reused and self._repeatable:
+                    raise _StaleError
+                else:
+                    raise RefusedError(Denial.UPSTREAM_GONE, "", Side.UPSTREAM)
+                answer.take(events)
+                await sink.flush()
+        finally:
+            answer.note()
+
+    @property
+    def _repeatable(self) -> bool:
+        return self._request.framing.kind is BodyKind.NONE and self._request.method in _REPEATABLE
+
+
+def _named(findings: Iterable[Finding]) -> str:
+    return ", ".join(sorted({f"{one.name} in the {one.place.value}" for one in findings}))

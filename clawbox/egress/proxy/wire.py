@@ -1,0 +1,367 @@
+"""One connection as a coroutine sees it: read, write, wait; with TLS inside or without.
+
+A protocol on any transport. Reading stops when nobody takes what came, writing waits when the other end does
+not read, so that a stream of any size needs constant memory. Times are deadlines that move with the bytes
+(``watch``) or do not (``limit``); each sets one timer at most, however many bytes come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+from typing import TYPE_CHECKING, Final, cast
+
+from clawbox.egress.refusal import Denial, Refusal, RefusedError
+from clawbox.egress.tls.session import TlsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from clawbox.egress.tls.session import TlsSession
+
+MAX_BUFFERED: Final = 256 << 10
+"""Bytes that are kept for a reader before the other end is made to wait."""
+LINGER_SECONDS: Final = 2.0
+LINGER_BYTES: Final = 1 << 20
+_RESET: Final = struct.pack("ii", 1, 0)  # struct linger: at once, without what is unsent
+
+
+class Wire(asyncio.Protocol):
+    """One connection."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._transport: asyncio.Transport | None = None
+        self._tls: TlsSession | None = None
+        self._chunks: list[bytes] = []
+        self._size = 0
+        self._reading: asyncio.Future[None] | None = None
+        self._writing: asyncio.Future[None] | None = None
+        self._full = False
+        self._held = False
+        self._eof = False
+        self._lost = False
+        self._refusal: Refusal | None = None
+        self._splice: Wire | None = None
+        self._idle: float | None = None
+        self._deadline: float | None = None
+        self._late = Denial.IDLE_TIMEOUT
+        self._timer: asyncio.TimerHandle | None = None
+        self.partner: Wire | None = None
+        """Bytes on it count as life of this one, too (see ``watch``)."""
+        self.on_end: Callable[[], None] | None = None
+        """Called once when the other end sends no more, or is gone."""
+        self.on_late: Callable[[], None] | None = None
+        """Called when a deadline passes, instead of having a reader raise."""
+        self.received = 0
+        """Bytes that came, TLS's own among them."""
+        self.sent = 0
+
+    # What a coroutine asks ----------------------------------------------------------------------------------
+
+    @property
+    def ended(self) -> bool:
+        """Whether the other end sends no more, or is gone."""
+        return self._eof or self._lost
+
+    @property
+    def lost(self) -> bool:
+        """Whether nothing can be sent any more."""
+        return self._lost
+
+    @property
+    def clean_end(self) -> bool:
+        """Whether it ended as the other end wanted: not by a reset, and TLS with its closing message (53)."""
+        return self._tls.clean_close if self._tls is not None else self._eof
+
+    @property
+    def buffered(self) -> bool:
+        """Whether bytes have come that nobody read."""
+        return bool(self._chunks)
+
+    async def read(self) -> bytes:
+        """Whatever has come, at least a byte; none at the end. Raises RefusedError when it is too late."""
+        while True:
+            if self._refusal is not None:
+                raise RefusedError.of(self._refusal)
+            if self._chunks:
+                break
+            if self._eof or self._lost:
+                return b""
+            await self._news()
+        data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        self._chunks.clear()
+        self._size = 0
+        if self._held:
+            self._hold(held=False)
+        return data
+
+    def unread(self, data: bytes) -> None:
+        """Put back what was read, before everything else."""
+        if data:
+            self._chunks.insert(0, data)
+            self._size += len(data)
+
+    def write(self, data: bytes) -> None:
+        """Send; what a connection that is gone is given is lost."""
+        if self._transport is None or self._lost or not data:
+            return
+        if self._tls is not None:
+            try:
+                data = self._tls.send(data)
+            except TlsError as error:
+                self.fail(error.refusal)
+                return
+        self.sent += len(data)
+        self._transport.write(data)
+
+    async def drain(self) -> None:
+        """Wait until the other end has taken enough. Raises RefusedError when it is too late."""
+        while self._full and not self._lost:
+            if self._refusal is not None:
+                raise RefusedError.of(self._refusal)
+            self._writing = self._loop.create_future()
+            try:
+                await self._writing
+            finally:
+                self._writing = None
+
+    def fail(self, refusal: Refusal) -> None:
+        """Have whoever reads or drains, now or later, raise this."""
+        if self._refusal is None:
+            self._refusal = refusal
+        self._wake()
+
+    async def start_tls(self, session: TlsSession, gone: Denial) -> None:
+        """Speak TLS from now on; returns after the handshake.
+
+        Raises RefusedError: the session's own, that of a deadline, or ``gone`` when the other end closed.
+        """
+        self._tls = session
+        held, self._chunks, self._size = b"".join(self._chunks), [], 0
+        self._decrypt(held)
+        while not session.handshake_done:
+            if self._refusal is not None:
+                raise RefusedError.of(self._refusal)
+            if self._eof or self._lost:
+                raise RefusedError(gone, "it closed the connection")
+            await self._news()
+
+    def close(self) -> None:
+        """Send what is unsent, then close."""
+        if self._transport is None or self._lost:
+            return
+        if self._tls is not None:
+            self._transport.write(self._tls.close())
+        self._disarm()
+        self._transport.close()
+
+    def abort(self) -> None:
+        """Close so that the other end sees a break: a reset where the transport has one (53)."""
+        if self._transport is None or self._lost:
+            return
+        raw = self._transport.get_extra_info("socket")
+        if raw is not None and raw.family != socket.AF_UNIX:
+            with contextlib.suppress(OSError):
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self._disarm()
+        self._transport.abort()
+
+    async def linger(self) -> None:
+        """Close after an answer to what was not read whole, so that the answer is not lost to a reset."""
+        if self._transport is None or self._lost:
+            return
+        self.limit(LINGER_SECONDS, Denial.IDLE_TIMEOUT)
+        try:
+            if self._tls is not None:
+                self._transport.write(self._tls.close())
+            if self._transport.can_write_eof():
+                self._transport.write_eof()
+            left = LINGER_BYTES
+            while left > 0 and (data := await self.read()):
+                left -= len(data)
+        except (RefusedError, OSError, RuntimeError):
+            pass
+        self.close()
+
+    # Time ---------------------------------------------------------------------------------------------------
+
+    def limit(self, seconds: float, late: Denial) -> None:
+        """From now there are ``seconds``, whatever comes."""
+        self._idle = None
+        self._arm(self._loop.time() + seconds, late)
+
+    def watch(self, seconds: float) -> None:
+        """From now there are ``seconds`` without a byte, on this or the partner."""
+        self._idle = seconds
+        self._arm(self._loop.time() + seconds, Denial.IDLE_TIMEOUT)
+
+    def unlimited(self) -> None:
+        """No deadline."""
+        self._idle = self._deadline = None
+
+    def _arm(self, deadline: float, late: Denial) -> None:
+        self._deadline, self._late = deadline, late
+        if self._timer is not None and self._timer.when() > deadline:
+            self._timer.cancel()
+            self._timer = None
+        if self._timer is None:
+            self._timer = self._loop.call_at(deadline, self._expire)
+
+    def _disarm(self) -> None:
+        self._deadline = self._idle = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _expire(self) -> None:
+        self._timer = None
+        if self._deadline is None or self._lost:
+            return
+        deadline, partner = self._deadline, self.partner
+        if self._idle is not None and partner is not None and partner._deadline is not None:  # noqa: SLF001
+            deadline = max(deadline, partner._deadline)  # noqa: SLF001
+        # A timer may fire a little early.
+        if deadline > self._loop.time() + 0.001:
+            self._timer = self._loop.call_at(deadline, self._expire)
+        elif self.on_late is not None:
+            self.on_late()
+        else:
+            refusal = Refusal(self._late)
+            self.fail(refusal)
+            if partner is not None and self._idle is not None:
+                partner.fail(refusal)
+
+    # Tunnels ------------------------------------------------------------------------------------------------
+
+    def splice(self, other: Wire) -> None:
+        """From now on what comes here goes out there, unread; ``ended`` and ``received`` still tell."""
+        self._splice = other
+        for chunk in self._chunks:
+            other.write(chunk)
+        self._chunks.clear()
+        self._size = 0
+        if self._held:
+            self._hold(held=False)
+        if self._eof:
+            other.write_eof()
+
+    def write_eof(self) -> None:
+        """Nothing more is sent."""
+        if self._transport is not None and not self._lost and self._transport.can_write_eof():
+            with contextlib.suppress(OSError, RuntimeError):
+                self._transport.write_eof()
+
+    async def end(self) -> None:
+        """Return when the other end sends no more. Raises RefusedError when it is too late."""
+        while not (self._eof or self._lost):
+            if self._refusal is not None:
+                raise RefusedError.of(self._refusal)
+            await self._news()
+
+    # What the transport says --------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the transport (asyncio)."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=MAX_BUFFERED)
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes (asyncio)."""
+        self.received += len(data)
+        if self._idle is not None:
+            self._deadline = self._loop.time() + self._idle
+        if self._splice is not None:
+            self._splice.write(data)
+            if self._splice._full:  # noqa: SLF001
+                self._hold(held=True)
+            return
+        if self._tls is not None:
+            self._decrypt(data)
+        else:
+            self._chunks.append(data)
+            self._size += len(data)
+        if self._size > MAX_BUFFERED and not self._held:
+            self._hold(held=True)
+        if self._reading is not None and not self._reading.done():
+            self._reading.set_result(None)
+
+    def eof_received(self) -> bool:
+        """Note that nothing more comes (asyncio); what is unsent may still go."""
+        self._finish()
+        return True
+
+    def pause_writing(self) -> None:
+        """Note that the other end does not read (asyncio)."""
+        self._full = True
+
+    def resume_writing(self) -> None:
+        """Note that it does again (asyncio)."""
+        self._full = False
+        if self._idle is not None:
+            self._deadline = self._loop.time() + self._idle
+        source = self.partner
+        if source is not None and source._splice is self:  # noqa: SLF001
+            source._hold(held=False)  # noqa: SLF001
+        if self._writing is not None and not self._writing.done():
+            self._writing.set_result(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Note that it is gone (asyncio)."""
+        self._lost = True
+        self._disarm()
+        if exc is not None and self._splice is not None:
+            self._splice.abort()
+        self._finish()
+
+    def _decrypt(self, data: bytes) -> None:
+        assert self._tls is not None
+        assert self._transport is not None
+        try:
+            plain = self._tls.receive(data)
+        except TlsError as error:
+            self.fail(error.refusal)
+            plain = b""
+        # Even a session that failed has an alert to send.
+        pending = self._tls.pending()
+        if pending and not self._lost:
+            self._transport.write(pending)
+        if plain:
+            self._chunks.append(plain)
+            self._size += len(plain)
+        if self._tls.clean_close:
+            self._finish()
+        else:
+            self._wake()
+
+    def _hold(self, *, held: bool) -> None:
+        self._held = held
+        if self._transport is None or self._lost or self._transport.is_closing():
+            return
+        if held:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+
+    def _finish(self) -> None:
+        if not self._eof and self._splice is not None:
+            self._splice.write_eof()
+        self._eof = True
+        self._wake()
+        call, self.on_end = self.on_end, None
+        if call is not None:
+            call()
+
+    async def _news(self) -> None:
+        self._reading = self._loop.create_future()
+        try:
+            await self._reading
+        finally:
+            self._reading = None
+
+    def _wake(self) -> None:
+        for waiting in (self._reading, self._writing):
+            if waiting is not None and not waiting.done():
+                waiting.set_result(None)
