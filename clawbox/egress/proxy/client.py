@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from clawbox.egress.http.framing import BodyKind
+from clawbox.egress.http.headers import Headers
 from clawbox.egress.http.writer import write_refusal
 from clawbox.egress.proxy import tunnel as tunnels
 from clawbox.egress.proxy.call import CALL_PATH, serve_call
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
 KEEP_ALIVE_SECONDS: Final = 75.0
 """How long a connection may wait for its next request."""
+_AUTHORIZATION: Final = frozenset({b"authorization"})
 _FOR_STATUS: Final[dict[int, tuple[tuple[bytes, bytes], ...]]] = {
     407: ((b"Proxy-Authenticate", b'Basic realm="clawbox"'),),
     429: ((b"Retry-After", b"1"),),
@@ -175,6 +178,8 @@ class Client:
         self, stream: RequestStream, head: RequestHead, target: Target, record: Record, sink: ClientSink
     ) -> None:
         """A request to somewhere else."""
+        if self.identity.in_authorization:
+            head = replace(head, headers=Headers(head.headers.without(_AUTHORIZATION)))
         with self._state.requests.hold(Denial.TOO_MANY_REQUESTS):
             request = Request(
                 head.method, target, head, stream.framing, self.identity.token, self.identity.call

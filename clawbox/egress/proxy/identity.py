@@ -25,6 +25,8 @@ class Identity:
     token: bytes = b""
     """Digest of the token; empty where none came and none was needed."""
     call: str = ""
+    in_authorization: bool = False
+    """The token was in Authorization, which is then the sidecar's and goes nowhere."""
 
 
 def identify(headers: Headers, state: SandboxState, *, required: bool, to_sidecar: bool) -> Identity:
@@ -35,7 +37,8 @@ def identify(headers: Headers, state: SandboxState, *, required: bool, to_sideca
     one is refused all the same.
     """
     values = headers.values(b"proxy-authorization")
-    if not values and to_sidecar:
+    in_authorization = to_sidecar and not values
+    if in_authorization:
         values = headers.values(b"authorization")
     if not values:
         if required:
@@ -43,7 +46,7 @@ def identify(headers: Headers, state: SandboxState, *, required: bool, to_sideca
         return Identity()
     if len(values) > 1:
         raise RefusedError(Denial.TOKEN_INVALID)
-    return Identity(*state.call_of(_token(values[0])))
+    return Identity(*state.call_of(_token(values[0])), in_authorization)
 
 
 def _token(value: bytes) -> bytes:

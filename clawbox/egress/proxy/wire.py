@@ -43,6 +43,7 @@ class Wire(asyncio.Protocol):
         self._held = False
         self._eof = False
         self._lost = False
+        self._shut = False
         self._refusal: Refusal | None = None
         self._splice: Wire | None = None
         self._idle: float | None = None
@@ -106,7 +107,7 @@ class Wire(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         """Send; what a connection that is gone is given is lost."""
-        if self._transport is None or self._lost or not data:
+        if self._transport is None or self._lost or self._shut or not data:
             return
         if self._tls is not None:
             try:
@@ -153,8 +154,7 @@ class Wire(asyncio.Protocol):
         """Send what is unsent, then close."""
         if self._transport is None or self._lost:
             return
-        if self._tls is not None:
-            self._transport.write(self._tls.close())
+        self._say_goodbye()
         self._disarm()
         self._transport.close()
 
@@ -175,14 +175,12 @@ class Wire(asyncio.Protocol):
             return
         self.limit(LINGER_SECONDS, Denial.IDLE_TIMEOUT)
         try:
-            if self._tls is not None:
-                self._transport.write(self._tls.close())
-            if self._transport.can_write_eof():
-                self._transport.write_eof()
+            self._say_goodbye()
+            self.write_eof()
             left = LINGER_BYTES
             while left > 0 and (data := await self.read()):
                 left -= len(data)
-        except (RefusedError, OSError, RuntimeError):
+        except RefusedError:
             pass
         self.close()
 
@@ -250,8 +248,9 @@ class Wire(asyncio.Protocol):
 
     def write_eof(self) -> None:
         """Nothing more is sent."""
-        if self._transport is not None and not self._lost and self._transport.can_write_eof():
-            with contextlib.suppress(OSError, RuntimeError):
+        if self._transport is not None and not self._lost and not self._shut:
+            self._shut = True
+            with contextlib.suppress(OSError):
                 self._transport.write_eof()
 
     async def end(self) -> None:
@@ -353,6 +352,11 @@ class Wire(asyncio.Protocol):
         call, self.on_end = self.on_end, None
         if call is not None:
             call()
+
+    def _say_goodbye(self) -> None:
+        """TLS's closing message, without which the other end takes what it got for cut off."""
+        if self._tls is not None and self._transport is not None and not self._shut:
+            self._transport.write(self._tls.close())
 
     async def _news(self) -> None:
         self._reading = self._loop.create_future()
