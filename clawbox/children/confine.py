@@ -97,6 +97,21 @@ def confine(confinement: Confinement, *, keep: Iterable[int], name: str) -> None
     seccomp.install(program)
 
 
+def open_descriptors() -> set[int]:
+    """What this process has open. Not for confined processes, which cannot open /proc."""
+    found = {int(name) for name in os.listdir("/proc/self/fd")}  # noqa: PTH208
+    # One of them was the listing itself.
+    return {descriptor for descriptor in found if _is_open(descriptor)}
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
+
+
 def close_descriptors(keep: Iterable[int]) -> None:
     """Close everything but ``keep`` and the three standard descriptors."""
     first = 3

@@ -26,6 +26,7 @@ _MREMAP_MAYMOVE: Final = 1
 _DESCRIPTOR_COMMANDS: Final = (1, 2, 3, 1030)  # F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC
 _F_SETFL: Final = 4
 _FIONBIO: Final = 0x5421
+_FIONREAD: Final = 0x541B
 
 _SOL_SOCKET: Final = 1
 _IPPROTO_TCP: Final = 6
@@ -65,9 +66,7 @@ _COMPUTING: Final = (
 _MAKING_EXECUTABLE: Final = ("mprotect", "membarrier")
 """Calls that a compiler needs beyond those of a child that computes, or without its conditions."""
 
-_USING_SOCKETS: Final = (
-    *("readv", "writev", "recvfrom", "recvmsg", "shutdown", "getsockname", "getpeername"),
-)
+_USING_SOCKETS: Final = (*("writev", "recvfrom", "recvmsg", "shutdown", "getsockname", "getpeername"),)
 
 
 def compute_only(pid: int) -> tuple[Rule, ...]:
@@ -87,15 +86,15 @@ def compiling(pid: int) -> tuple[Rule, ...]:
 
 
 def keeping(pid: int) -> tuple[Rule, ...]:
-    """The rules of a child that keeps secrets: it is handed sockets, waits for them, and writes to them."""
-    return (*compute_only(pid), *map(Rule, ("poll", "ppoll")), Rule("sendto", _NO_ADDRESS))
+    """The rules of a child that keeps secrets: it reads and writes sockets that it is handed."""
+    return (*compute_only(pid), Rule("recvfrom"), Rule("sendto", _NO_ADDRESS))
 
 
 def serving(pid: int) -> tuple[Rule, ...]:
-    """The rules of a child that serves sockets it was handed, on an event loop made before.
+    """The rules of a child that serves sockets it was handed.
 
-    It accepts, reads and writes; it creates no socket and names no address. Nor can it hand a descriptor to
-    anyone (sendmsg).
+    Its event loop is made before (:mod:`clawbox.children.event_loop`). It accepts, reads and writes; it
+    creates no socket and names no address, nor can it hand anyone a descriptor (sendmsg).
     """
     return _with(
         _computing(pid),
@@ -127,6 +126,7 @@ def dialing(pid: int) -> tuple[Rule, ...]:
             Rule(
                 "socket",
                 (inet, Condition(1, Test.ONE_OF, kinds), Condition(2, Test.ONE_OF, protocols)),
+                otherwise=errno.EAFNOSUPPORT,
             ),
             Rule(
                 "socket",
@@ -141,6 +141,7 @@ def dialing(pid: int) -> tuple[Rule, ...]:
             *map(Rule, ("poll", "ppoll", "fstat", "newfstatat", "lseek", "uname")),
             Rule("openat", (Condition(2, Test.NO_BIT, (_WRITING,)),), otherwise=errno.EACCES),
             *_NON_BLOCKING,
+            Rule("ioctl", (Condition(1, Test.ONE_OF, (_FIONREAD,)),)),
             *_SOCKET_OPTIONS,
             _option("setsockopt", _IPPROTO_IP, _IP_RECVERR),
             _option("setsockopt", _SOL_IPV6, _IPV6_RECVERR),

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Final, cast
 import msgspec
 
 from clawbox.children import linux, seccomp
-from clawbox.children.confine import Confinement, confine
+from clawbox.children.confine import Confinement, confine, open_descriptors
 from clawbox.children.kind import ForkServerStatus, Kind, LoadError, LoadingKind
 from clawbox.children.requests import (
     MAX_PACKET_BYTES,
@@ -125,13 +125,13 @@ class _ForkServer:
     def _load(self, load: Load) -> None:
         kind = self._kinds[load.kind]
         assert isinstance(kind, LoadingKind)
-        before = _open_descriptors()
+        before = open_descriptors()
         error = None
         try:
             kind.load(load.key, load.spec)
         except LoadError as failure:
             error = str(failure)
-        after = _open_descriptors()
+        after = open_descriptors()
         opened = self._opened[load.kind]
         opened |= after - before
         opened &= after
@@ -235,20 +235,6 @@ def _empty_root() -> tuple[int | None, str]:
         return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), ""
     finally:
         os.rmdir(path)  # noqa: PTH106
-
-
-def _open_descriptors() -> set[int]:
-    found = {int(name) for name in os.listdir("/proc/self/fd")}  # noqa: PTH208
-    # One of them was the listing itself.
-    return {descriptor for descriptor in found if _is_open(descriptor)}
-
-
-def _is_open(descriptor: int) -> bool:
-    try:
-        os.fstat(descriptor)
-    except OSError:
-        return False
-    return True
 
 
 def _settle_memory() -> None:

@@ -55,7 +55,6 @@ ARCHITECTURES: Final = {
 # Call: (number on x86_64, number on aarch64). Only what some kind of child may use, or is refused by name.
 _NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
     "read": (0, 63),
-    "readv": (19, 65),
     "write": (1, 64),
     "writev": (20, 66),
     "close": (3, 57),

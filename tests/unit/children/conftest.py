@@ -11,7 +11,8 @@ from clawbox.children.uids import UidRange
 from tests.unit.children.probe_kind import Answer, Ask
 
 ROOT = str(Path(__file__).parents[3])
-PROBE = {"probe": "tests.unit.children.probe_kind:KIND"}
+KINDS = "tests.unit.children.probe_kind"
+PROBE = {"probe": f"{KINDS}:KIND"}
 FIRST_UID = 912_000
 
 
@@ -74,3 +75,11 @@ async def probe(launcher):
     started = await Probe.start(launcher)
     yield started
     await started.close()
+
+
+@pytest.fixture
+async def family(uids):
+    """One forkserver for several kinds."""
+    kinds = ("serving", "dialing", "keeping")
+    async with Launcher({kind: f"{KINDS}:{kind.upper()}" for kind in kinds}, uids) as running:
+        yield running
