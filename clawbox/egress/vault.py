@@ -65,6 +65,8 @@ class Fault(enum.Enum):
     UNWRITABLE = "the file cannot be written"
     TOO_LARGE = "the file is larger than a credential file can be"
     OTHER_KEY = "the file is damaged, or was written with another key"
+    BAD_DESCRIPTOR = "it does not name a master key that this program put there"
+    BAD_IDENTITY = "an identity key has exactly 32 bytes; this file has another size"
     MALFORMED = "the file decrypts, but what is inside is not a list of credentials"
 
 
@@ -181,7 +183,7 @@ class Vault:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(self.path)
-            _sync_folder(self.path.parent)
+            sync_folder(self.path.parent)
         except OSError:
             with contextlib.suppress(OSError):
                 temporary.unlink()
@@ -421,7 +423,8 @@ def _read_private(path: Path, limit: int) -> bytes:
         os.close(descriptor)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Have the kernel store which names a folder has. Raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -1,0 +1,367 @@
+"""Control's side of the keeper: keeps one running, gives it what it needs, and asks it.
+
+A keeper that died is replaced: the new one gets the same keys, the credential file, and every sidecar that
+still lives gets a socket to it. Nothing here ever holds a value of a credential, or a key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import msgspec
+
+from clawbox.audit.heads import SignerGoneError
+from clawbox.children.channel import ChannelClosedError, FrameError
+from clawbox.children.launcher import ChildrenUnavailableError
+from clawbox.egress.keeper.files import follow_store, read_store
+from clawbox.egress.keeper.holdings import NOT_READ
+from clawbox.egress.keeper.messages import (
+    MAX_REPLY_BYTES,
+    Begin,
+    Begun,
+    Closed,
+    Dismiss,
+    Forget,
+    FromKeeper,
+    HandedOut,
+    HandOut,
+    SignedHead,
+    SignHead,
+    Store,
+    Stored,
+)
+from clawbox.egress.process import ChildProcess, Forker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+    from types import TracebackType
+
+    from clawbox.audit import Audit
+    from clawbox.egress.keeper.bootstrap import Keys
+
+_log = logging.getLogger(__name__)
+
+KIND: Final = "keeper"
+START_SECONDS: Final = 30.0
+"""How long a keeper may take to say that it has its keys."""
+FIRST_PAUSE_SECONDS: Final = 0.1
+LONGEST_PAUSE_SECONDS: Final = 10.0
+SETTLED_SECONDS: Final = 5.0
+"""A keeper that lived this long did not fail at its start, and is replaced without a pause."""
+
+
+class KeeperUnavailableError(Exception):
+    """There is no keeper any more: the server is stopping."""
+
+
+@dataclass(eq=False, slots=True)
+class Recipient:
+    """One sidecar that gets its secrets of the keeper, whichever keeper runs, until it is dismissed."""
+
+    sandbox: str
+    owner: str
+    credentials: tuple[str, ...]
+    deliver: Callable[[socket.socket], None]
+    closed: Callable[[str], None]
+    number: int = 0
+    report: HandedOut | None = None
+    """What it was given last: names alone."""
+    first: asyncio.Future[HandedOut] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
+
+class Keeper:
+    """Runs the keeper while entered.
+
+    ``forker`` knows the kind ``keeper``. ``keys`` stay the caller's. ``path`` is the credential file, which
+    is read again whenever it changed. Each hand-out becomes a row of ``audit`` (docs/security.md, 62): names
+    of credentials, and why those that are missing are.
+    """
+
+    def __init__(self, forker: Forker, keys: Keys, path: Path, audit: Audit) -> None:
+        self._forker = forker
+        self._keys = keys
+        self._path = path
+        self._audit = audit
+        self._store = Store(None, NOT_READ)
+        self._storing = 0
+        self._stored: list[asyncio.Future[Stored]] = []
+        self._recipients: dict[int, Recipient] = {}
+        self._waiting: set[Recipient] = set()
+        self._signing: deque[asyncio.Future[bytes]] = deque()
+        self._last_number = 0
+        self._starts = 0
+        self._process: ChildProcess[FromKeeper] | None = None
+        self._begun: asyncio.Future[Begun] | None = None
+        self._running = False
+        self._changed = asyncio.Event()
+        self._tasks: tuple[asyncio.Task[None], ...] = ()
+        self.public_key: bytes | None = None
+        """What audit heads are signed with (Ed25519, 32 bytes); None until the first keeper has begun."""
+        self.status = Stored((), {}, NOT_READ)
+        """Which credentials there are, and what is wrong with the others or with the file."""
+
+    async def __aenter__(self) -> Self:
+        self._store = await asyncio.to_thread(read_store, self._path)
+        self._tasks = (
+            asyncio.create_task(self._supervise(), name="keeper"),
+            asyncio.create_task(self._follow(), name="credential file"),
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.wait(self._tasks)
+        gone = KeeperUnavailableError("the keeper has ended")
+        for recipient in [*self._waiting, *self._recipients.values()]:
+            _fail(recipient.first, gone)
+        for future in self._stored:
+            _fail(future, gone)
+
+    @property
+    def running(self) -> bool:
+        """Whether there is a keeper that has its keys."""
+        return self._running
+
+    @property
+    def restarts(self) -> int:
+        """How often a keeper was replaced."""
+        return max(self._starts - 1, 0)
+
+    async def begun(self) -> None:
+        """Return once a keeper has its keys."""
+        while not self._running:
+            await self._changed.wait()
+
+    async def store(self, store: Store) -> Stored:
+        """The credential file is this now; returns what the keeper made of it. Sidecars hear of changes."""
+        self._store = store
+        future: asyncio.Future[Stored] = asyncio.get_running_loop().create_future()
+        self._stored.append(future)
+        if self._running:
+            self._send_store()
+        return await future
+
+    async def hand_out(
+        self,
+        sandbox: str,
+        owner: str,
+        credentials: tuple[str, ...],
+        deliver: Callable[[socket.socket], None],
+        closed: Callable[[str], None] = lambda _: None,
+    ) -> Recipient:
+        """Have a sidecar sent the credentials of its grant and its CA, now and whenever they change.
+
+        ``deliver`` is given the sidecar's end of a stream pair, which is closed after it returns: once now,
+        and again with each new keeper. It may raise ChannelClosedError. ``closed`` is told why the keeper
+        gave a sidecar up that was not dismissed. Returns once the keeper has sent the first secrets. Raises
+        KeeperUnavailableError.
+        """
+        recipient = Recipient(sandbox, owner, credentials, deliver, closed)
+        if self._running:
+            self._give(recipient)
+        else:
+            self._waiting.add(recipient)
+        try:
+            await recipient.first
+        except BaseException:
+            self.dismiss(recipient)
+            raise
+        return recipient
+
+    def dismiss(self, recipient: Recipient) -> None:
+        """It gets nothing any more."""
+        self._waiting.discard(recipient)
+        if self._recipients.pop(recipient.number, None) is not None:
+            self._send(Dismiss(recipient.number))
+
+    def forget(self, sandbox: str) -> None:
+        """The sandbox's retention ended: what it had need not be known any more (docs/security.md, 76)."""
+        self._send(Forget(sandbox))
+
+    async def sign(self, sequence: int, digest: str) -> bytes:
+        """The signature of a head of the audit log. Raises SignerGoneError."""
+        if not self._running:
+            raise SignerGoneError("there is no keeper just now")
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._signing.append(future)
+        self._send(SignHead(sequence, digest))
+        return await future
+
+    # Its life
+
+    async def _follow(self) -> None:
+        async with contextlib.aclosing(follow_store(self._path)) as stores:
+            async for store in stores:
+                if store != self._store:
+                    await self.store(store)
+
+    async def _supervise(self) -> None:
+        loop = asyncio.get_running_loop()
+        failures = 0
+        while True:
+            began = loop.time()
+            try:
+                await self._serve()
+            except ChildrenUnavailableError as error:
+                _log.error("no keeper can be started: %s", error)
+                await asyncio.sleep(error.retry_after)
+                continue
+            except (OSError, ChannelClosedError, TimeoutError) as error:
+                _log.error("the keeper did not start: %s", str(error) or type(error).__name__)
+            failures = 0 if loop.time() - began >= SETTLED_SECONDS else failures + 1
+            _log.error("the keeper ended; starting another")
+            if failures > 1:
+                await asyncio.sleep(min(FIRST_PAUSE_SECONDS * 2 ** (failures - 2), LONGEST_PAUSE_SECONDS))
+
+    async def _serve(self) -> None:
+        """Start one keeper and stay until it is gone."""
+        self._starts += 1
+        self._begun = asyncio.get_running_loop().create_future()
+        process = await ChildProcess.start(
+            self._forker, KIND, _DECODER, self._received, max_bytes=MAX_REPLY_BYTES
+        )
+        self._process = process
+        gone = asyncio.create_task(process.gone(), name="keeper gone")
+        try:
+            process.send(Begin(self._keys.no_key))
+            process.hand("identity", 0, self._keys.identity)
+            if self._keys.key is not None:
+                process.hand("key", 0, self._keys.key)
+            both: list[asyncio.Future[Any]] = [self._begun, gone]
+            async with asyncio.timeout(START_SECONDS):
+                await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            if self._begun.done():
+                self._start_serving(self._begun.result())
+            await gone
+        finally:
+            self._stop_serving()
+            gone.cancel()
+            await process.end()
+
+    def _start_serving(self, begun: Begun) -> None:
+        self.public_key = begun.public_key
+        if begun.fault:
+            _log.warning("credentials cannot be used: %s", begun.fault)
+        self._running = True
+        self._storing = 0
+        self._send_store()
+        for recipient in list(self._waiting):
+            self._give(recipient)
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    def _stop_serving(self) -> None:
+        self._running = False
+        self._process = None
+        self._waiting |= set(self._recipients.values())
+        self._recipients.clear()
+        while self._signing:
+            _fail(self._signing.popleft(), SignerGoneError("the keeper ended before it signed"))
+
+    def _send(self, message: object) -> None:
+        if self._process is not None:
+            self._process.send(message)
+
+    def _send_store(self) -> None:
+        self._storing += 1
+        self._send(self._store)
+
+    def _give(self, recipient: Recipient) -> None:
+        """Make a pair, and hand the keeper its end and the sidecar's."""
+        assert self._process is not None
+        self._last_number += 1
+        recipient.number = number = self._last_number
+        self._waiting.discard(recipient)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with ours, theirs:
+            # What a sidecar would write meets a closed door: it cannot ask (docs/security.md, 44).
+            ours.shutdown(socket.SHUT_RD)
+            try:
+                recipient.deliver(theirs)
+            except ChannelClosedError:
+                # It died, which whoever asked for it will notice, or has.
+                self._waiting.add(recipient)
+                return
+            self._recipients[number] = recipient
+            self._send(HandOut(number, recipient.sandbox, recipient.owner, recipient.credentials))
+            with contextlib.suppress(ChannelClosedError):  # then another keeper will do all this again
+                self._process.hand("sidecar", number, ours.fileno())
+
+    # What it says
+
+    def _received(self, message: FromKeeper) -> None:
+        match message:
+            case Begun():
+                if self._begun is None or self._begun.done():
+                    raise FrameError("a second beginning")
+                self._begun.set_result(message)
+            case Stored():
+                self._was_stored(message)
+            case HandedOut():
+                self._handed_out(message)
+            case Closed(number, why):
+                if (recipient := self._recipients.pop(number, None)) is not None:
+                    _log.warning("the sidecar of %s gets no secrets any more: %s", recipient.sandbox, why)
+                    _fail(recipient.first, KeeperUnavailableError(why))
+                    recipient.closed(why)
+            case SignedHead(signature=signature):
+                if not self._signing:
+                    raise FrameError("a signature that nobody asked for")
+                future = self._signing.popleft()
+                if not future.done():
+                    future.set_result(signature)
+
+    def _was_stored(self, stored: Stored) -> None:
+        self._storing -= 1
+        if self._storing < 0:
+            raise FrameError("an answer that nobody asked for")
+        self.status = stored
+        if stored.fault:
+            _log.error("no credential can be used: %s", stored.fault)
+        for name, why in stored.broken.items():
+            _log.warning("the credential %s cannot be used: %s", name, why)
+        if not self._storing:
+            waiting, self._stored = self._stored, []
+            for future in waiting:
+                if not future.done():
+                    future.set_result(stored)
+
+    def _handed_out(self, report: HandedOut) -> None:
+        recipient = self._recipients.get(report.number)
+        if recipient is None:
+            return  # dismissed meanwhile
+        names = {*report.credentials, *report.missing}
+        if names != set(recipient.credentials):
+            raise FrameError("a hand-out of something else than was asked for")
+        recipient.report = report
+        self._audit.append(
+            "hand_out",
+            principal=recipient.owner,
+            decision="failed" if report.missing else "allowed",
+            sandbox=recipient.sandbox,
+            credentials=list(report.credentials),
+            missing=dict(report.missing),
+        )
+        if not recipient.first.done():
+            recipient.first.set_result(report)
+
+
+_DECODER: Final = msgspec.msgpack.Decoder[FromKeeper](FromKeeper)
+
+
+def _fail(future: asyncio.Future[Any], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
+        future.exception()  # who asked may be gone: then nobody is told, which is no fault
