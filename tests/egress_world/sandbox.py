@@ -83,7 +83,7 @@ class Directory:
 
 @dataclass
 class Sandbox:
-    """One proxy. Its TCP and Unix sockets ask for :data:`TOKEN`; ``open_port``, in a namespace's stead, does not."""
+    """One proxy. Its listeners ask for :data:`TOKEN`, but for ``open_port``, in a namespace's stead."""
 
     proxy: Proxy
     rows: Notebook
@@ -182,4 +182,5 @@ async def sandbox(
         unix.bind(path)
         unix.listen()
         proxy.listen(unix, token_required=True)
-        yield Sandbox(proxy, rows, names, authority.ca_pem, *ports, path)
+        with_token, without = ports
+        yield Sandbox(proxy, rows, names, authority.ca_pem, with_token, without, path)
