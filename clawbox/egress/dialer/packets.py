@@ -11,6 +11,7 @@ import enum
 import errno
 import os
 import socket
+import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _PACKETS_AT_A_TURN = 16
+_INT = struct.Struct("=i")
 
 
 class PacketError(Exception):
@@ -64,7 +66,7 @@ class PacketSocket:
         self._sock = sock
         self._received = received
         self._ended = ended
-        self._descriptors = int(descriptors)
+        self._room = socket.CMSG_LEN(_INT.size) if descriptors else 0
         self._stall_seconds = stall_seconds
         self._loop = asyncio.get_running_loop()
         self._outgoing: dict[int, _Outgoing] = {}
@@ -123,24 +125,22 @@ class PacketSocket:
             if not self._open:
                 return
             try:
-                packet, descriptors, flags, _ = socket.recv_fds(
-                    self._sock, MAX_PACKET_BYTES, self._descriptors, socket.MSG_CMSG_CLOEXEC
+                # Not recv_fds, which leaves out the flags that it is given (Python 3.11).
+                packet, ancillary, flags, _ = self._sock.recvmsg(
+                    MAX_PACKET_BYTES, self._room, socket.MSG_CMSG_CLOEXEC
                 )
             except (BlockingIOError, InterruptedError):
                 return
             except OSError:
                 self._end(End.GONE)
                 return
-            descriptor = descriptors[0] if descriptors else None
-            if not packet:
+            # There is room for one, and beside a packet one message of them at most.
+            descriptor = _INT.unpack(ancillary[0][2][: _INT.size])[0] if ancillary else None
+            cut = flags & socket.MSG_TRUNC or (flags & socket.MSG_CTRUNC and not self._room)
+            if not packet or cut:
                 if descriptor is not None:
                     os.close(descriptor)
-                self._end(End.GONE)
-                return
-            if flags & socket.MSG_TRUNC or (flags & socket.MSG_CTRUNC and not self._descriptors):
-                if descriptor is not None:
-                    os.close(descriptor)
-                self._end(End.BROKEN)
+                self._end(End.BROKEN if packet else End.GONE)
                 return
             try:
                 self._received(packet, descriptor)
