@@ -57,17 +57,21 @@ class TestCa:
         not_after: dt.timedelta = 30 * DAY,
         self_signed: bool = False,
         for_servers: bool = True,
+        subject: str | None = None,
     ) -> bytes:
-        """PEM of key and certificate for DNS names or IP addresses; times are relative to now."""
+        """PEM of key and certificate for DNS names or IP addresses; times are relative to now.
+
+        The subject is the first name unless ``subject`` says otherwise.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
         now = dt.datetime.now(dt.UTC)
         signer = key if self_signed else self.key
-        subject = _name(names[0] if names else "nobody")
+        own_name = _name(subject or names[0])
         usage = ExtendedKeyUsageOID.SERVER_AUTH if for_servers else ExtendedKeyUsageOID.CLIENT_AUTH
         certificate = (
             x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(subject if self_signed else self.name)
+            .subject_name(own_name)
+            .issuer_name(own_name if self_signed else self.name)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(now + not_before)

@@ -44,18 +44,18 @@ _CERTIFICATE_PROBLEMS: Final = {
     66: "its certificate's key is too weak",
     68: "its certificate's signature is too weak",
 }
-_HANDSHAKE_PROBLEMS: Final = {
-    "WRONG_VERSION_NUMBER": "it does not speak TLS there",
-    "HTTP_REQUEST": "it does not speak TLS there",
-    "UNSUPPORTED_PROTOCOL": "it speaks no TLS of version 1.2 or later",
-    "TLSV1_ALERT_PROTOCOL_VERSION": "it speaks no TLS of version 1.2 or later",
-    "TLSV1_ALERT_NO_APPLICATION_PROTOCOL": "it does not speak HTTP/1.1",
-    "TLSV1_ALERT_NO_APPLICATION_PROTOCOL_ALERT": "it does not speak HTTP/1.1",
-    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "it asks for a certificate of the client",
-    "SSLV3_ALERT_HANDSHAKE_FAILURE": "it refused the handshake",
-    "TLSV1_UNRECOGNIZED_NAME": "it does not know the host's name",
-    "DH_KEY_TOO_SMALL": "its key exchange is too weak",
-}
+# Words of OpenSSL's own, which differ a little between versions; Python does not know every reason's name.
+_HANDSHAKE_PROBLEMS: Final = (
+    ("wrong version number", "it does not speak TLS there"),
+    ("http request", "it does not speak TLS there"),
+    ("unsupported protocol", "it speaks no TLS of version 1.2 or later"),
+    ("alert protocol version", "it speaks no TLS of version 1.2 or later"),
+    ("no application protocol", "it does not speak HTTP/1.1"),
+    ("certificate required", "it asks for a certificate of the client"),
+    ("handshake failure", "it refused the handshake"),
+    ("unrecognized name", "it does not know the host's name"),
+    ("key too small", "its key exchange is too weak"),
+)
 
 
 class TlsError(RefusedError):
@@ -273,5 +273,8 @@ def _upstream_problem(error: ssl.SSLError) -> TlsError:
             Denial.TLS_FAILED,
             _CERTIFICATE_PROBLEMS.get(code, f"its certificate is not good: OpenSSL's {code}"),
         )
-    reason = error.reason or ""
-    return TlsError(Denial.TLS_FAILED, _HANDSHAKE_PROBLEMS.get(reason, "the handshake failed"))
+    words = str(error).lower()
+    detail = next(
+        (detail for phrase, detail in _HANDSHAKE_PROBLEMS if phrase in words), "the handshake failed"
+    )
+    return TlsError(Denial.TLS_FAILED, detail)
