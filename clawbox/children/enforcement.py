@@ -6,12 +6,15 @@ import errno
 import os
 import platform
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from clawbox.children import linux, seccomp
 
 if TYPE_CHECKING:
     from clawbox.children.kind import ForkServerStatus
+
+
+_STARTING: Final = "the forkserver has not started"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,45 +44,66 @@ def seccomp_problem() -> str:
 
 
 def probe(status: ForkServerStatus | None) -> tuple[Enforcement, ...]:
-    """The measures that confine children, given what a running forkserver found (None: there is none yet)."""
+    """What confines workers, given what a running forkserver found (None: there is none yet)."""
+    return (
+        *_confinement("worker", "workers", status),
+        Enforcement("worker_memory_limit", in_force=True, detail="RLIMIT_DATA, set for each call"),
+    )
+
+
+def probe_egress(status: ForkServerStatus | None) -> tuple[Enforcement, ...]:
+    """What confines sidecars, dialer and keeper, given what a running forkserver found."""
+    not_locked = status.memory_lock if status is not None else _STARTING
+    return (
+        *_confinement("egress", "sidecars and keeper", status),
+        Enforcement(
+            "keeper_memory_lock",
+            not not_locked,
+            f"{not_locked}: secrets may be written to swap; turn swap off or give the server CAP_SYS_RESOURCE"
+            if not_locked
+            else "the keeper's memory is never written to swap",
+        ),
+    )
+
+
+def _confinement(prefix: str, who: str, status: ForkServerStatus | None) -> tuple[Enforcement, ...]:
     no_filter = seccomp_problem()
     own_uids = can_have_own_uids()
-    starting = "the forkserver has not started"
-    network = status.network_namespace if status is not None else starting
-    ipc = status.ipc_namespace if status is not None else starting
-    root = status.empty_root if status is not None else starting
-    no_socket = "the system call filter alone keeps workers from the network"
+    network = status.network_namespace if status is not None else _STARTING
+    ipc = status.ipc_namespace if status is not None else _STARTING
+    root = status.empty_root if status is not None else _STARTING
+    stands_in = "the system call filter stands in for it"
     return (
         Enforcement(
-            "worker_seccomp",
+            f"{prefix}_seccomp",
             not no_filter,
-            no_filter or "no call opens a path, makes a socket, starts a program or names a process",
+            no_filter
+            or f"no call of {who} opens a path, makes a socket, starts a program or names a process",
         ),
         Enforcement(
-            "worker_own_uid",
+            f"{prefix}_own_uid",
             own_uids,
-            "each worker has a uid of its own"
+            "each has a uid of its own"
             if own_uids
-            else "workers share the server's uid, not dumpable and without a call that names another one; "
+            else f"{who} share the server's uid, not dumpable and without a call that names another one; "
             "run the server as root to give each its own",
         ),
         Enforcement(
-            "worker_network_namespace",
+            f"{prefix}_network_namespace",
             not network,
-            f"{network}: {no_socket}" if network else "an empty network namespace, without even loopback",
+            f"{network}: the system call filter alone keeps {who} from the network"
+            if network
+            else "an empty network namespace, without even loopback",
         ),
+        Enforcement(f"{prefix}_ipc_namespace", not ipc, ipc and f"{ipc}: {stands_in}"),
         Enforcement(
-            "worker_ipc_namespace", not ipc, ipc and f"{ipc}: the system call filter stands in for it"
-        ),
-        Enforcement(
-            "worker_empty_root",
+            f"{prefix}_empty_root",
             not root,
-            f"{root}: the system call filter stands in for it" if root else "an empty, deleted directory",
+            f"{root}: {stands_in}" if root else "an empty, deleted directory",
         ),
         Enforcement(
-            "worker_no_privileges",
+            f"{prefix}_no_privileges",
             in_force=True,
             detail="no capability, no_new_privs, not dumpable, no core dumps",
         ),
-        Enforcement("worker_memory_limit", in_force=True, detail="RLIMIT_DATA, set for each call"),
     )

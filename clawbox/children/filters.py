@@ -41,6 +41,8 @@ _SET_TCP_OPTIONS: Final = (1, 4, 5, 6, 18)
 _AF_INET: Final = 2
 _AF_INET6: Final = 10
 _AF_NETLINK: Final = 16
+_SOCKADDR_NL_BYTES: Final = 12
+"""Shorter than what the kernel takes for an address of the internet."""
 _SOCK_STREAM: Final = 1
 _SOCK_DGRAM: Final = 2
 _SOCK_RAW: Final = 3
@@ -137,7 +139,8 @@ def dialing(pid: int) -> tuple[Rule, ...]:
                 ),
                 otherwise=errno.EAFNOSUPPORT,
             ),
-            *map(Rule, (*_USING_SOCKETS, "connect", "bind", "sendto", "sendmsg", "sendmmsg")),
+            *map(Rule, (*_USING_SOCKETS, "connect", "sendto", "sendmsg", "sendmmsg")),
+            Rule("bind", (Condition(2, Test.ONE_OF, (_SOCKADDR_NL_BYTES,)),)),
             *map(Rule, ("poll", "ppoll", "fstat", "newfstatat", "lseek", "uname")),
             Rule("openat", (Condition(2, Test.NO_BIT, (_WRITING,)),), otherwise=errno.EACCES),
             *_NON_BLOCKING,

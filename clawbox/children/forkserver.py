@@ -70,7 +70,7 @@ class _ForkServer:
     def __init__(self, kinds: Mapping[str, Kind], control: socket.socket) -> None:
         self._kinds = kinds
         self._control = control
-        self._children: dict[int, int] = {}  # pidfd → pid
+        self._children: dict[int, tuple[int, str]] = {}  # pidfd → pid and kind
         self._opened: dict[str, set[int]] = {name: set() for name in kinds}
         """What each kind has open by loading, and its children inherit; they inherit nothing else."""
         self._poll = select.poll()
@@ -154,7 +154,7 @@ class _ForkServer:
             os.waitpid(pid, 0)
             self._send(Forked(request.id, error=str(error)))
             return
-        self._children[pidfd] = pid
+        self._children[pidfd] = (pid, request.kind)
         self._poll.register(pidfd, select.POLLIN)
         self._send(Forked(request.id, pid), pidfd)
 
@@ -184,11 +184,11 @@ class _ForkServer:
     def _reap(self, pidfd: int) -> None:
         self._poll.unregister(pidfd)
         ended = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
-        pid = self._children.pop(pidfd)
+        pid, kind = self._children.pop(pidfd)
         os.close(pidfd)
         assert ended is not None
         killed = ended.si_code != os.CLD_EXITED
-        self._send(Exited(pid, -ended.si_status if killed else ended.si_status))
+        self._send(Exited(pid, kind, -ended.si_status if killed else ended.si_status))
 
     def _send(self, reply: Reply, *descriptors: int) -> None:
         try:

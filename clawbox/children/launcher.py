@@ -208,6 +208,8 @@ class Launcher:
         (:func:`clawbox.children.handing.hand`); both do not block. ``data_bytes`` stands in for what the
         kind's profile says. Raises :class:`ChildrenUnavailableError`.
         """
+        if kind not in self._kinds:
+            raise ValueError(f"no kind {kind!r} among {self._name}")
         async with self._room:
             return await self._fork(kind, data_bytes)
 
@@ -373,10 +375,10 @@ class Launcher:
                     loading.set_result(answer)
             case Forked() as answer:
                 self._forked(answer, descriptors)
-            case Exited(pid, status):
+            case Exited(pid, kind, status):
                 self._release(self._unheld.pop(pid, None))
                 level = logging.DEBUG if status in {0, -signal.SIGKILL} else logging.WARNING
-                _log.log(level, "child %d of %s ended with status %d", pid, self._name, status)
+                _log.log(level, "%s %d ended with status %d", kind, pid, status)
 
     def _forked(self, answer: Forked, descriptors: list[int]) -> None:
         forking = self._forks.pop(answer.id)

@@ -62,6 +62,7 @@ class Exited(msgspec.Struct, frozen=True, tag="exited"):
     """A child ended and was reaped. ``status`` is its exit code, or minus the signal that killed it."""
 
     pid: int
+    kind: str
     status: int
 
 

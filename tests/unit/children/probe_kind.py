@@ -266,6 +266,8 @@ class ProbeKind:
                 os.write(channel, b"\x00\x00\x00\x05\xffabcd")
             case "huge":
                 os.write(channel, b"\x7f\xff\xff\xff")
+            case "no such descriptor":
+                os.read(999, 1)
             case "hang":
                 threading.Event().wait()
         return None

@@ -2,8 +2,9 @@
 
 import errno
 
-from clawbox.children.enforcement import can_have_own_uids
+from clawbox.children.enforcement import can_have_own_uids, probe_egress
 from clawbox.children.enforcement import probe as probe_enforcement
+from tests.unit.children.conftest import Probe
 
 REFUSED = f"errno {errno.EPERM}"
 
@@ -24,3 +25,14 @@ async def test_what_the_machine_cannot_give_is_said(launcher, probe):
     assert found["worker_network_namespace"].in_force == (launcher.status.network_namespace == "")
     assert all(item.detail for item in found.values() if not item.in_force)
     assert not {i.name: i for i in probe_enforcement(None)}["worker_network_namespace"].in_force
+
+
+async def test_what_the_machine_cannot_give_to_the_way_out_is_said(family):
+    probe = await Probe.start(family, "keeping")
+    found = {item.name: item for item in probe_egress(family.status)}
+    assert found["egress_own_uid"].in_force == can_have_own_uids()
+    locked = (await probe.ask("limits"))["memlock"] != 0
+    assert found["keeper_memory_lock"].in_force == locked
+    assert all(item.detail for item in found.values() if not item.in_force)
+    assert not {i.name: i for i in probe_egress(None)}["keeper_memory_lock"].in_force
+    await probe.close()

@@ -166,3 +166,25 @@ def test_an_id_is_given_again_only_after_it_came_back():
         uids.take()
     uids.give_back(10)
     assert uids.take() == 10
+
+
+async def test_kinds_of_one_forkserver_know_what_was_loaded_for_each(family):
+    before = await Probe.start(family, "serving")
+    await family.load("keeping", "a", b"")
+    assert (family.loaded("keeping"), family.loaded("serving")) == ({"a"}, frozenset())
+    after = [await Probe.start(family, kind) for kind in ("serving", "keeping")]
+    assert [probe.child.loaded for probe in (before, *after)] == [frozenset(), frozenset(), {"a"}]
+    with pytest.raises(ValueError, match="'none' among serving"):
+        await family.fork("none")
+    for probe in (before, *after):
+        await probe.close()
+
+
+async def test_how_a_child_ended_is_said_with_its_kind(family, caplog):
+    probe = await Probe.start(family, "serving")
+    probe.tell("no such descriptor")
+    await probe.child.dead()
+    later = await Probe.start(family, "serving")  # by then the forkserver has said it
+    assert f"serving {probe.child.pid} ended with status 70" in caplog.messages
+    await later.close()
+    probe.descriptors.close()
