@@ -86,8 +86,16 @@ class Keeper:
     of credentials, and why those that are missing are.
     """
 
-    def __init__(self, forker: Forker, keys: Keys, path: Path, audit: Audit) -> None:
+    def __init__(
+        self,
+        forker: Forker,
+        keys: Keys,
+        path: Path,
+        audit: Audit,
+        restarted: Callable[[], None] = lambda: None,
+    ) -> None:
         self._forker = forker
+        self._restarted = restarted
         self._keys = keys
         self._path = path
         self._audit = audit
@@ -222,6 +230,7 @@ class Keeper:
                 _log.error("the keeper did not start: %s", str(error) or type(error).__name__)
             failures = 0 if loop.time() - began >= SETTLED_SECONDS else failures + 1
             _log.error("the keeper ended; starting another")
+            self._restarted()
             if failures > 1:
                 await asyncio.sleep(min(FIRST_PAUSE_SECONDS * 2 ** (failures - 2), LONGEST_PAUSE_SECONDS))
 
