@@ -1,0 +1,416 @@
+"""One sandbox's way out, as control sees it: its sidecar, kept alive, and what leads to it.
+
+Whatever a sidecar had, control has too (duplicates of listeners, digests of tokens, the grant), so that a
+dead one is followed by another at the same sockets (docs/security.md, 58). Between the two nothing is
+answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import socket
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+import msgspec
+
+from clawbox.children.channel import ChannelClosedError, FrameError
+from clawbox.children.launcher import ChildrenUnavailableError
+from clawbox.egress.cleaning import OutputCleaner
+from clawbox.egress.keeper.control import KeeperUnavailableError
+from clawbox.egress.messages import (
+    MAX_FRAME_BYTES,
+    Activity,
+    Admit,
+    AuditState,
+    Cleaned,
+    CloseListeners,
+    Configure,
+    FromSidecar,
+    Grant,
+    Ready,
+    Revoke,
+    Row,
+    Suspended,
+    Unwritten,
+)
+from clawbox.egress.process import ChildProcess
+from clawbox.egress.unix_listener import UnixListener
+from clawbox.errors import ClawboxError, Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from clawbox.egress.dialer.control import DialerControl
+    from clawbox.egress.keeper.control import Keeper
+    from clawbox.egress.process import Forker
+    from clawbox.egress.recording import SandboxRecorder
+
+SIDECAR: Final = "sidecar"
+"""The launcher's name of the kind."""
+START_SECONDS: Final = 10.0
+CRASHES_TOLERATED: Final = 5
+"""A sidecar that ends by itself more often than this within :data:`CRASH_WINDOW_SECONDS` is not started again
+(docs/security.md, 64)."""
+CRASH_WINDOW_SECONDS: Final = 60.0
+PAUSE_SECONDS: Final = 0.05
+"""Before the second start in a row; twice as long before each further one."""
+
+_log = logging.getLogger(__name__)
+_decoder: msgspec.msgpack.Decoder[FromSidecar] = msgspec.msgpack.Decoder(FromSidecar)
+
+
+class Restarts(Protocol):
+    """Where restarts are counted: :class:`clawbox.telemetry.Metrics`."""
+
+    def egress_restarted(self, process: str) -> None:
+        """A process ended by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What all doors of a server share."""
+
+    forker: Forker
+    keeper: Keeper
+    dialer: DialerControl
+    upstream_ca: tuple[str, ...]
+    number: Callable[[], int]
+    """Gives numbers that were never given before."""
+    recordable: Callable[[], bool]
+    restarts: Restarts
+
+
+@dataclass(slots=True)
+class _Listener:
+    purpose: str
+    sock: socket.socket
+    unix: UnixListener | None = None
+
+    def close(self) -> None:
+        if self.unix is not None:
+            self.unix.close()
+        self.sock.close()
+
+
+class SandboxDoor:
+    """Keeps one sidecar serving, from :meth:`open` until :meth:`close`."""
+
+    def __init__(self, grant: Grant, around: Surroundings, recorder: SandboxRecorder) -> None:
+        self.grant = grant
+        self.tunnels = 0
+        """Open now."""
+        self._around = around
+        self._recorder = recorder
+        self._process: ChildProcess[FromSidecar] | None = None
+        self._ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._failure = ""
+        self._closing = False
+        self._retired = False
+        self._listeners: list[_Listener] = []
+        self._tokens: dict[bytes, Admit] = {}
+        self._crashes: deque[float] = deque(maxlen=CRASHES_TOLERATED + 1)
+        self._cleaner = OutputCleaner()
+        self._keeping: asyncio.Task[None] | None = None
+        self._ca_pem = ""
+
+    async def open(self, tasks: asyncio.TaskGroup) -> None:
+        """Start the sidecar and return once it serves; it is kept alive by a task of ``tasks``.
+
+        Raises SANDBOX_UNAVAILABLE.
+        """
+        self._keeping = tasks.create_task(self._keep(), name=f"sidecar of {self.grant.sandbox}")
+        try:
+            await self.ready()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """End the sidecar, and remove what led to it; nothing happens the second time."""
+        self._closing = True
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.wait([self._keeping])
+        self._close_listeners()
+        self._recorder.close()
+
+    async def ready(self) -> None:
+        """Return once the sidecar serves. Raises SANDBOX_UNAVAILABLE when it does not, or never will."""
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                await asyncio.shield(self._ready)
+        except TimeoutError:
+            raise _unavailable("its sidecar does not start in time") from None
+
+    @property
+    def serving(self) -> bool:
+        """Whether its sidecar serves just now."""
+        return self._ready.done() and self._ready.exception() is None
+
+    @property
+    def failure(self) -> str:
+        """Why its sidecar is not started any more; empty while it is."""
+        return self._failure
+
+    @property
+    def ca_pem(self) -> str:
+        """The certificate of the sandbox's own CA, the same over restarts."""
+        return self._ca_pem
+
+    # What leads to it
+
+    def admit(self, token: bytes, call: str = "") -> None:
+        """Accept requests with the token that has this SHA-256, now and after restarts."""
+        self._recorder.expect(call)
+        self._tokens[token] = admit = Admit(token, call)
+        self._send(admit)
+
+    def revoke(self, token: bytes) -> None:
+        """Refuse it from now on, and end what is under way with it."""
+        if self._tokens.pop(token, None) is not None:
+            self._send(Revoke(token))
+
+    def listen_unix(self, path: Path) -> None:
+        """Make a Unix socket that the sidecar serves; see UnixListener for what is raised."""
+        unix = UnixListener(path)
+        self._listen(_Listener("unix", unix.socket, unix))
+
+    def listen_tcp(self, sock: socket.socket) -> None:
+        """Have the sidecar serve a TCP socket that listens; requests there need the token. Takes ``sock``."""
+        self._listen(_Listener("tcp", sock))
+
+    def listen_namespace(self, sock: socket.socket) -> None:
+        """As :meth:`listen_tcp`, for one bound in the sandbox's own network namespace: no token is needed."""
+        self._listen(_Listener("namespace", sock))
+
+    def connect(self, token: bytes, call: str) -> socket.socket:
+        """A connection to the sidecar, for requests with this token, which is accepted from now on.
+
+        A Unix stream socket in blocking mode, the caller's to close. Raises SANDBOX_UNAVAILABLE.
+        """
+        process = self._process
+        if process is None or not self.serving:
+            raise _unavailable("its sidecar does not run just now")
+        self._recorder.expect(call)
+        number = self._around.number()
+        # Served only when its token is known there: the two go over different sockets.
+        self._tokens[token] = Admit(token, call)
+        process.send(Admit(token, call, number))
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            try:
+                process.hand("connection", number, theirs.fileno())
+            except ChannelClosedError as error:
+                ours.close()
+                self.revoke(token)
+                raise _unavailable("its sidecar ended just now") from error
+        return ours
+
+    def retire(self) -> None:
+        """Close the listeners, and serve no request any more: what is left is to clean output."""
+        self._retired = True
+        self._close_listeners()
+        for token in list(self._tokens):
+            self.revoke(token)
+        self._send(CloseListeners())
+
+    async def clean(self, stream: int, data: bytes, *, end: bool, shapes: bool) -> bytes:
+        """Take the sandbox's known secrets out of a stream of output, of which ``data`` is the next piece.
+
+        ``stream`` is a number that no other stream of this server has. Raises REDACTION_UNAVAILABLE; then
+        nothing of the stream may be shown any more.
+        """
+        if not self._ready.done():
+            with contextlib.suppress(ClawboxError):
+                await self.ready()
+        process = self._process if self.serving else None
+        return await self._cleaner.clean(process, stream, data, end=end, shapes=shapes)
+
+    def forget_stream(self, stream: int) -> None:
+        """Nobody wants the rest of a stream of output."""
+        self._cleaner.forget(stream)
+
+    def audit_state(self, *, available: bool) -> None:
+        """Rows can be written, or cannot."""
+        self._send(AuditState(available))
+
+    # Its life
+
+    async def _keep(self) -> None:
+        """Start a sidecar whenever there is none, until it is hopeless."""
+        try:
+            while True:
+                await self._live_once()
+                if not self._may_restart():
+                    return
+                await asyncio.sleep(self._pause())
+        finally:
+            self._not_serving("its sidecar was stopped")
+
+    async def _live_once(self) -> None:
+        try:
+            process = await ChildProcess.start(
+                self._around.forker, SIDECAR, _decoder, self._received, max_bytes=MAX_FRAME_BYTES
+            )
+        except (ChildrenUnavailableError, OSError) as error:
+            # Not this sandbox's fault, so it is tried again for ever; but nobody is kept waiting for it.
+            _log.error("the sidecar of %s cannot be started: %s", self.grant.sandbox, error)
+            self._not_serving(f"no sidecar can be started ({error})")
+            await asyncio.sleep(getattr(error, "retry_after", 1.0))
+            self._await_next()
+            return
+        self._process = process
+        was_ready = False
+        enrolment = self._around.dialer.enrol(
+            self.grant, functools.partial(_deliver, process, "dialer"), functools.partial(_fault, process)
+        )
+        secrets = asyncio.create_task(self._have_secrets_sent(process))
+        try:
+            try:
+                self._set_up(process)
+                async with asyncio.timeout(START_SECONDS):
+                    await self._until_ready_or_gone(process)
+            except (ChannelClosedError, TimeoutError):
+                process.kill()
+            was_ready = self.serving
+            await process.gone()
+        finally:
+            # Cancelled or not: nothing of it is left.
+            self._process = None
+            self._around.dialer.dismiss(enrolment)
+            secrets.cancel()
+            await asyncio.shield(process.end())
+            await asyncio.wait([secrets])
+            self._lost()
+        self._crashed("ended" if was_ready else "ended before it served")
+
+    def _set_up(self, process: ChildProcess[FromSidecar]) -> None:
+        """Tell a new sidecar everything at once; it says when it has all of it."""
+        process.send(Configure(self.grant, self._around.upstream_ca))
+        if not self._around.recordable():
+            process.send(AuditState(available=False))
+        for admit in self._tokens.values():
+            process.send(admit)
+        for listener in self._listeners:
+            process.hand(listener.purpose, 0, listener.sock.fileno())
+        if self._retired:
+            process.send(CloseListeners())
+
+    async def _have_secrets_sent(self, process: ChildProcess[FromSidecar]) -> None:
+        """Have the keeper serve a sidecar for as long as this runs."""
+        grant = self.grant
+        try:
+            recipient = await self._around.keeper.hand_out(
+                grant.sandbox,
+                grant.owner,
+                grant.credentials,
+                functools.partial(_deliver, process, "keeper"),
+                functools.partial(_fault, process),
+            )
+        except KeeperUnavailableError as error:
+            _fault(process, str(error))
+            return
+        try:
+            await process.gone()
+        finally:
+            self._around.keeper.dismiss(recipient)
+
+    async def _until_ready_or_gone(self, process: ChildProcess[FromSidecar]) -> None:
+        gone = asyncio.create_task(process.gone())
+        self._ready.add_done_callback(lambda _: gone.cancel())
+        try:
+            await asyncio.wait([gone])
+        finally:
+            gone.cancel()
+
+    def _received(self, message: FromSidecar) -> None:
+        match message:
+            case Row():
+                self._recorder.row(message)
+            case Cleaned():
+                self._cleaner.answered(message)
+            case Activity(tunnels) if 0 <= tunnels <= self.grant.limits.max_tunnels:
+                self.tunnels = tunnels
+            case Unwritten(count):
+                self._recorder.unwritten(count)
+            case Suspended(found):
+                self._recorder.suspended(found)
+            case Ready(ca_pem) if not self._ready.done():
+                self._ca_pem = ca_pem
+                self._ready.set_result(ca_pem)
+            case _:
+                raise FrameError(f"{type(message).__name__} out of turn")
+
+    def _lost(self) -> None:
+        """Nothing that was asked of the sidecar will be answered."""
+        self.tunnels = 0
+        self._cleaner.lost()
+        self._await_next()
+
+    def _crashed(self, what: str) -> None:
+        if self._closing:
+            return
+        self._crashes.append(time.monotonic())
+        self._around.restarts.egress_restarted(SIDECAR)
+        # Requests that were under way have no row of their own (property 55).
+        self._recorder.event("egress_gap", "recorded", f"sidecar {what}")
+
+    def _may_restart(self) -> bool:
+        crashes = self._crashes
+        if len(crashes) <= CRASHES_TOLERATED or time.monotonic() - crashes[0] > CRASH_WINDOW_SECONDS:
+            return True
+        self._failure = f"its sidecar ended {len(crashes)} times within {CRASH_WINDOW_SECONDS:.0f} s"
+        _log.error("%s has no way out any more: %s", self.grant.sandbox, self._failure)
+        self._recorder.event("egress_failed", "denied", self._failure)
+        self._close_listeners()
+        return False
+
+    def _pause(self) -> float:
+        recent = sum(time.monotonic() - at <= CRASH_WINDOW_SECONDS for at in self._crashes)
+        return PAUSE_SECONDS * 2 ** (recent - 2) if recent > 1 else 0.0
+
+    def _await_next(self) -> None:
+        if self._ready.done():
+            self._ready = asyncio.get_running_loop().create_future()
+
+    def _not_serving(self, why: str) -> None:
+        self._await_next()
+        self._ready.set_exception(_unavailable(self._failure or why))
+        self._ready.exception()  # nobody need have waited for it
+
+    def _listen(self, listener: _Listener) -> None:
+        self._listeners.append(listener)
+        if self._process is not None:
+            with contextlib.suppress(ChannelClosedError):  # the next one gets it
+                self._process.hand(listener.purpose, 0, listener.sock.fileno())
+
+    def _close_listeners(self) -> None:
+        while self._listeners:
+            self._listeners.pop().close()
+
+    def _send(self, message: object) -> None:
+        if self._process is not None:
+            self._process.send(message)
+
+
+def _deliver(process: ChildProcess[FromSidecar], purpose: str, end: socket.socket) -> None:
+    process.hand(purpose, 0, end.fileno())
+
+
+def _fault(process: ChildProcess[FromSidecar], why: str) -> None:
+    """Keeper or dialer serve it no more, for what it did: it is of no use."""
+    _log.warning("sidecar %d is killed: %s", process.pid, why)
+    process.kill()
+
+
+def _unavailable(why: str) -> ClawboxError:
+    return ClawboxError(
+        Reason.SANDBOX_UNAVAILABLE, "the sandbox has no way out: {why}", retry_after=1.0, why=why
+    )

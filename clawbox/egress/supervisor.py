@@ -1,0 +1,217 @@
+"""Everything that is outside of the sandboxes' way out and keeps it: keeper, dialer, and a door for each.
+
+Nothing runs until the first sandbox needs it: a server whose sandboxes reach nothing pays nothing. From then
+on one forkserver makes all these processes, and each that dies is followed by another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol, Self
+
+from clawbox.children.launcher import Launcher
+from clawbox.egress.dialer.control import KIND as DIALER
+from clawbox.egress.dialer.control import DialerControl
+from clawbox.egress.keeper.control import KIND as KEEPER
+from clawbox.egress.keeper.control import Keeper
+from clawbox.egress.recording import EgressMetrics, SandboxRecorder
+from clawbox.egress.sandbox_door import SIDECAR, SandboxDoor, Surroundings
+from clawbox.errors import ClawboxError, Reason
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping
+    from pathlib import Path
+    from types import TracebackType
+
+    from clawbox.audit import AuditLog
+    from clawbox.children.uids import UidRange
+    from clawbox.egress.dialer.messages import AddressPolicySpec
+    from clawbox.egress.keeper.bootstrap import Keys
+    from clawbox.egress.messages import Grant
+
+KINDS: Final = {
+    SIDECAR: "clawbox.egress.sidecar:SIDECAR",
+    KEEPER: "clawbox.egress.keeper.main:KEEPER",
+    DIALER: "clawbox.egress.dialer.main:DIALER",
+}
+"""What the launcher forks, by name."""
+FIRST_START_SECONDS: Final = 30.0
+"""How long the first sandbox may wait for keeper and dialer."""
+AUDIT_LOOK_SECONDS: Final = 0.5
+"""How often it is asked whether audit rows can be written, while there are sidecars."""
+
+
+class Metrics(EgressMetrics, Protocol):
+    """Where it is counted what happens: :class:`clawbox.telemetry.Metrics`."""
+
+    def egress_restarted(self, process: str) -> None:
+        """A process ended by itself."""
+
+    def watch_egress(
+        self, tunnels: Callable[[], float], processes: Mapping[str, Callable[[], float]]
+    ) -> None:
+        """Read numbers from here."""
+
+
+@dataclass(frozen=True, slots=True)
+class EgressSetup:
+    """What the operator's settings say of every sandbox's way out."""
+
+    store: Path
+    """The encrypted file of credentials."""
+    addresses: AddressPolicySpec
+    upstream_ca: tuple[str, ...] = ()
+    """PEM texts."""
+
+
+@dataclass(frozen=True, slots=True)
+class EgressStatus:
+    """How the parts do, for System.GetStatus."""
+
+    started: bool
+    """Whether anything needed a way out yet."""
+    keeper: bool
+    dialer: bool
+    sidecars: int
+    """Sandboxes whose sidecar serves."""
+    down: int
+    """Sandboxes whose sidecar does not serve just now, or never will."""
+    credential_fault: str
+    """Why no credential can be used, or which cannot; empty: all can."""
+
+
+class EgressSupervisor:
+    """Gives sandboxes their ways out while entered; leaving ends all of them.
+
+    ``keys`` stay the caller's. ``uids`` is None where children cannot have uids of their own.
+    """
+
+    def __init__(
+        self,
+        setup: EgressSetup,
+        keys: Keys,
+        *,
+        audit: AuditLog,
+        metrics: Metrics,
+        uids: UidRange | None,
+    ) -> None:
+        self._setup = setup
+        self._keys = keys
+        self._audit = audit
+        self._metrics = metrics
+        self._launcher = Launcher(KINDS, uids)
+        self._keeper = Keeper(
+            self._launcher, keys, setup.store, audit, functools.partial(metrics.egress_restarted, KEEPER)
+        )
+        self._dialer = DialerControl(
+            self._launcher, setup.addresses, functools.partial(metrics.egress_restarted, DIALER)
+        )
+        self._doors: set[SandboxDoor] = set()
+        self._recordable = True
+        self._starting = asyncio.Lock()
+        self._started = False
+        self._watching: asyncio.Task[None] | None = None
+        self._tasks = asyncio.TaskGroup()
+        self._stack = contextlib.AsyncExitStack()
+        self._open = False
+        self._around = Surroundings(
+            forker=self._launcher,
+            keeper=self._keeper,
+            dialer=self._dialer,
+            upstream_ca=setup.upstream_ca,
+            number=itertools.count(1).__next__,
+            recordable=lambda: self._recordable,
+            restarts=metrics,
+        )
+
+    async def __aenter__(self) -> Self:
+        await self._stack.enter_async_context(self._tasks)
+        self._metrics.watch_egress(
+            lambda: sum(door.tunnels for door in self._doors),
+            {
+                SIDECAR: lambda: sum(door.serving for door in self._doors),
+                KEEPER: lambda: self._keeper.running,
+                DIALER: lambda: self._dialer.running,
+            },
+        )
+        self._open = True
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open = False
+        for door in list(self._doors):
+            await door.close()
+        if self._watching is not None:
+            self._watching.cancel()
+        await self._stack.__aexit__(kind, error, trace)
+
+    @contextlib.asynccontextmanager
+    async def sandbox(self, grant: Grant) -> AsyncIterator[SandboxDoor]:
+        """A way out for one sandbox, which serves when this is entered and is gone when it is left.
+
+        No other sandbox that lives has the grant's id. Raises SANDBOX_UNAVAILABLE.
+        """
+        if not self._open:
+            raise ClawboxError(Reason.SHUTTING_DOWN, "the server is stopping")
+        await self._start_once()
+        door = SandboxDoor(grant, self._around, SandboxRecorder(grant, self._audit, self._metrics))
+        self._doors.add(door)
+        try:
+            await door.open(self._tasks)
+            yield door
+        finally:
+            self._doors.discard(door)
+            await door.close()
+            self._keeper.forget(grant.sandbox)
+
+    def status(self) -> EgressStatus:
+        """How the parts do."""
+        credentials = self._keeper.status
+        fault = credentials.fault
+        if not fault and credentials.broken:
+            fault = "cannot be used: " + ", ".join(sorted(credentials.broken))
+        serving = sum(door.serving for door in self._doors)
+        return EgressStatus(
+            started=self._started,
+            keeper=self._keeper.running,
+            dialer=self._dialer.running,
+            sidecars=serving,
+            down=len(self._doors) - serving,
+            credential_fault=fault if self._started else "",
+        )
+
+    async def _start_once(self) -> None:
+        """Start what all sandboxes share, when the first one needs it. Raises SANDBOX_UNAVAILABLE."""
+        async with self._starting:
+            if not self._started:
+                await self._stack.enter_async_context(self._launcher)
+                await self._stack.enter_async_context(self._dialer)
+                await self._stack.enter_async_context(self._keeper)
+                self._watching = self._tasks.create_task(self._watch_audit(), name="audit state of sidecars")
+                self._started = True
+        try:
+            async with asyncio.timeout(FIRST_START_SECONDS):
+                await self._keeper.begun()
+        except TimeoutError:
+            raise ClawboxError(
+                Reason.SANDBOX_UNAVAILABLE,
+                "the sandbox has no way out: {why}",
+                retry_after=1.0,
+                why="the keeper of secrets does not start",
+            ) from None
+
+    async def _watch_audit(self) -> None:
+        """Tell sidecars when rows cannot be written: they refuse requests then (``audit.on_error``)."""
+        while True:
+            recordable = not self._audit.refuses or self._audit.available()
+            if recordable is not self._recordable:
+                self._recordable = recordable
+                for door in self._doors:
+                    door.audit_state(available=recordable)
+            await asyncio.sleep(AUDIT_LOOK_SECONDS)
