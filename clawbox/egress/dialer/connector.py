@@ -35,6 +35,8 @@ STAGGER_SECONDS: Final = 0.25
 """How long one address is tried before the next is tried as well (RFC 8305 section 5)."""
 MAX_TRIED: Final = 16
 """Addresses of one host that are tried."""
+MAX_TOGETHER: Final = 3
+"""Of which so many at once; the one tried longest is given up for a further one."""
 # A peer that is gone without a word is noticed after a minute of silence and four unanswered probes.
 _KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
 
@@ -135,6 +137,10 @@ async def _connect_to_one(addresses: Iterable[Address], port: int, deadline: flo
         async with asyncio.timeout_at(deadline):
             while left or attempts:
                 if left:
+                    if len(attempts) == MAX_TOGETHER:
+                        oldest = next(iter(attempts))
+                        del attempts[oldest]
+                        _give_up(oldest)
                     address = left.popleft()
                     attempts[asyncio.create_task(_connect(address, port))] = address
                 done, _ = await asyncio.wait(
@@ -156,9 +162,13 @@ async def _connect_to_one(addresses: Iterable[Address], port: int, deadline: flo
         raise RefusedError(Denial.CONNECT_TIMEOUT) from None
     finally:
         for attempt in attempts:
-            attempt.cancel()
-            attempt.add_done_callback(_discard)
+            _give_up(attempt)
     raise RefusedError(Denial.CONNECT_FAILED, failure)
+
+
+def _give_up(attempt: asyncio.Task[socket.socket]) -> None:
+    attempt.cancel()
+    attempt.add_done_callback(_discard)
 
 
 def _discard(attempt: asyncio.Task[socket.socket]) -> None:

@@ -324,9 +324,11 @@ async def test_rule_61_a_sidecar_reaches_what_its_own_grant_says_and_nothing_els
 async def test_rule_61_before_control_named_a_policy_nothing_is_dialled(upstream):
     async with dialer() as world:
         world.service._connector = None
-        client = world.client(allow("127.0.0.1", upstream.port))
+        peer = world.peer(allow("127.0.0.1", upstream.port))
+        peer.say(Dial(1, "127.0.0.1", upstream.port))
 
-        assert await refused(client, "127.0.0.1", upstream.port) is Denial.INTERNAL
+        answer, _ = await peer.hear()
+        assert answer == NotDialed(1, "INTERNAL", "the dialer knows no address policy yet")
 
     assert upstream.untouched()
 

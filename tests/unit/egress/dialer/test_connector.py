@@ -10,7 +10,7 @@ import socket
 import pytest
 
 from clawbox.egress.dialer import connector
-from clawbox.egress.dialer.connector import MAX_TRIED, interleaved
+from clawbox.egress.dialer.connector import MAX_TOGETHER, MAX_TRIED, interleaved
 from clawbox.egress.messages import Limits
 from clawbox.egress.refusal import Denial
 from tests.security.egress.dialing import Names, Upstream, dialer, reached, refused
@@ -75,6 +75,33 @@ async def test_while_an_address_is_silent_the_next_is_tried_too(upstream, silenc
         assert await reached(client, "a.example", upstream.port) == "127.0.0.1"
         await asyncio.sleep(0)
         assert silence == ["ended"]
+
+
+async def test_a_few_addresses_are_tried_at_once_and_all_of_them_in_turn(upstream, monkeypatch):
+    monkeypatch.setattr(connector, "STAGGER_SECONDS", 0.001)
+    connect = connector._connect
+    tried, most = set(), 0
+
+    async def connecting(address, port):
+        nonlocal most
+        if str(address) == "127.0.0.1":
+            return await connect(address, port)
+        tried.add(address)
+        most = max(most, len(tried))
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            tried.remove(address)
+
+    monkeypatch.setattr(connector, "_connect", connecting)
+    silent = [f"127.0.1.{number}" for number in range(1, MAX_TRIED)]
+    async with dialer(Names(a_example=[[*silent, "127.0.0.1"]])) as world:
+        client = world.client(allow("a.example", upstream.port))
+        assert await reached(client, "a.example", upstream.port) == "127.0.0.1"
+        # The last is begun in the turn in which the oldest is told to end.
+        assert MAX_TOGETHER - 1 <= most <= MAX_TOGETHER + 1
+        await asyncio.sleep(0)
+        assert not tried
 
 
 async def test_all_attempts_end_with_the_time_that_the_grant_gives(silence):
