@@ -63,6 +63,6 @@ class Door(Protocol):
         ``owner`` is the principal, who is part of what tells sandboxes apart (66); ``grant`` has at least one
         network rule; ``call`` is the request id, which the audit rows of the call's requests carry. Entering
         waits until the sidecar serves with this grant and accepts the token, and raises
-        ClawboxError(SANDBOX_UNAVAILABLE) where none can be had. Leaving revokes the token and ends what
-        is still under way with it, whichever way the call ended.
+        ClawboxError(SANDBOX_UNAVAILABLE) where none can be had. Leaving revokes the token, ends what is still
+        under way with it, and forgets streams that have not ended, whichever way the call ended.
         """

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from clawbox.audit import Audit, Record, recorded
 from clawbox.errors import ClawboxError, FieldViolation, Reason
 from clawbox.policy import PrincipalTerms, Requested, ToolCeiling, ToolGrant, narrow_tool
+from clawbox.wasm.known_secrets import KnownSecrets
 from clawbox.wasm.model import InvalidInputError, OnEvent, Outcome, Run, RunEvent, RunResult
+from clawbox.wasm.output import Report, Scanned
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from clawbox.auth import Principal
+    from clawbox.egress.door import CallDoor, Door
     from clawbox.wasm.catalog import ToolEntry
-    from clawbox.wasm.output import OutputScanner, Report, Scanned
+    from clawbox.wasm.output import OutputScanner
 
 RETRY_SECONDS = 1.0
 """After which a principal that runs as much as it may can try again."""
@@ -37,7 +41,7 @@ class Tools(Protocol):
 class Pool(Protocol):
     """What runs tools: :class:`clawbox.wasm.pool.WorkerPool`."""
 
-    async def run(self, run: Run, on_event: OnEvent | None = None) -> RunResult:
+    async def run(self, run: Run, on_event: OnEvent | None = None, door: CallDoor | None = None) -> RunResult:
         """Run once. Raises InvalidInputError, SANDBOX_UNAVAILABLE; cancelling kills the run."""
 
 
@@ -94,13 +98,16 @@ class Executor:
         scanner: OutputScanner,
         audit: Audit,
         metrics: ExecutionMetrics,
+        door: Door | None = None,
     ) -> None:
+        """``door`` None: no run has a way out, whatever it was granted."""
         self._tools = tools
         self._pool = pool
         self._ceiling = ceiling
         self._scanner = scanner
         self._audit = audit
         self._metrics = metrics
+        self._door = door
         self._running: Counter[str] = Counter()
 
     async def execute(
@@ -114,7 +121,7 @@ class Executor:
         ``on_event`` gets what happens while it runs, on the event loop, in order. Cancelling kills the run.
         Raises ClawboxError when nothing could be run: NOT_SERVED, AUDIT_UNAVAILABLE, EXECUTION_LIMIT,
         TOOL_NOT_FOUND, TOOL_NOT_READY, POLICY_DENIED, CREDENTIAL_NOT_ALLOWED, INVALID_FIELD, INVALID_INPUT,
-        SANDBOX_UNAVAILABLE.
+        SANDBOX_UNAVAILABLE. REDACTION_UNAVAILABLE: it ran, and what it gave cannot be shown.
         """
         with recorded(
             self._audit, "execute", principal=principal.name, request_id=call.request_id, tool=call.tool
@@ -163,26 +170,52 @@ class Executor:
             digest = entry.code.digest
             record.fields |= {"digest": digest, **_summary(grant)}
             run = Run(code=entry.code, owner=principal.name, params=call.params, limits=grant.limits)
-            try:
-                if on_event is None:
-                    result = await self._pool.run(run)
-                else:
-                    on_event(Started(digest))
-                    result = await self._run_watched(run, on_event)
-            except InvalidInputError as error:
-                raise _invalid_input(call.tool, error) from None
-            return Execution(tool_digest=digest, scanned=await self._scanner.scan(result))
+            async with self._way_out(principal, grant, call) as door:
+                secrets = KnownSecrets(door) if door is not None and door.has_secrets else None
+                try:
+                    if on_event is None:
+                        result = await self._pool.run(run, None, door)
+                    else:
+                        on_event(Started(digest))
+                        result = await self._run_watched(run, on_event, door, secrets)
+                except InvalidInputError as error:
+                    raise _invalid_input(call.tool, error) from None
+                return Execution(digest, await self._shown(result, secrets))
         finally:
             self._give_place_back(principal)
 
-    async def _run_watched(self, run: Run, on_event: Callable[[ExecutionEvent], None]) -> RunResult:
+    def _way_out(
+        self, principal: Principal, grant: ToolGrant, call: ExecuteCall
+    ) -> contextlib.AbstractAsyncContextManager[CallDoor | None]:
+        if self._door is None or not grant.network.rules:
+            return contextlib.nullcontext()
+        return self._door.call(principal.name, grant, call.request_id)
+
+    async def _shown(self, result: RunResult, secrets: KnownSecrets | None) -> Scanned:
+        """The result as it may be shown. Raises REDACTION_UNAVAILABLE."""
+        if secrets is None:
+            return await self._scanner.scan(result)
+        cleaned, known = await secrets.clean(result)
+        scanned = await self._scanner.scan(cleaned)
+        return replace(scanned, report=_both(known, scanned.report))
+
+    async def _run_watched(
+        self,
+        run: Run,
+        on_event: Callable[[ExecutionEvent], None],
+        door: CallDoor | None,
+        secrets: KnownSecrets | None,
+    ) -> RunResult:
         events = self._scanner.stream()
 
         def forward(event: RunEvent) -> None:
             for shown in events.feed(event):
                 on_event(shown)
 
-        result = await self._pool.run(run, forward)
+        if secrets is None:
+            result = await self._pool.run(run, forward, door)
+        else:
+            result = await secrets.watch(lambda tell: self._pool.run(run, tell, door), forward)
         for shown in events.flush():
             on_event(shown)
         return result
@@ -221,6 +254,10 @@ def _summary(grant: ToolGrant) -> dict[str, Any]:
         "memory_bytes": limits.memory_bytes,
         "max_fuel": limits.fuel,
     }
+
+
+def _both(first: Report, second: Report) -> Report:
+    return Report((*first.findings, *second.findings), (*first.actions_taken, *second.actions_taken))
 
 
 def _counts(report: Report) -> dict[str, int]:

@@ -23,7 +23,7 @@ from clawbox.wasm.escapes import unescape, unescape_quickly
 from clawbox.wasm.model import LogEntry, Outcome, OutputChunk, OutputStream, RunEvent, RunResult
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 REDACTED = "[REDACTED]"
 
@@ -106,7 +106,7 @@ class OutputScanner:
         tally = _Tally(blocking=self._block)
         output, form = result.output, OutputForm.TEXT
         if output is not None:
-            form = _form(output)
+            form = output_form(output)
             if form is OutputForm.JSON:
                 output = self._scan_json(output, tally)
             else:
@@ -156,7 +156,7 @@ class OutputScanner:
         # Nearly all output is clean: one look at all strings together, at each only when there is a reason.
         if not self.matches(json_text.all_strings(output)):
             return output
-        names = _KeyNames(self)
+        names = KeyNames(self.redact_line)
 
         def clean(token: json_text.StringToken, text: str) -> str | None:
             data = json_text.replace_surrogates(text).encode()
@@ -308,26 +308,29 @@ class _Tally:
         )
 
 
-class _KeyNames:
+class KeyNames:
     """What the keys of a JSON text are called once those that hold secrets are replaced."""
 
-    def __init__(self, scanner: OutputScanner) -> None:
-        self._scanner = scanner
+    def __init__(self, redact: Callable[[str], str]) -> None:
+        """``redact`` gives a key as it may be shown."""
+        self._redact = redact
         self._taken: Counter[tuple[tuple[str | int, ...], str]] = Counter()
 
     def pointer(self, path: Sequence[str | int]) -> str:
-        steps = [self._scanner.redact_line(step) if isinstance(step, str) else step for step in path]
+        """Where a string stands, as a JSON pointer of at most 512 characters."""
+        steps = [self._redact(step) if isinstance(step, str) else step for step in path]
         found = json_text.pointer(steps)
         return found if len(found) <= _MAX_LOCATION else found[: _MAX_LOCATION - 1] + "…"
 
     def rename(self, path: Sequence[str | int], name: str) -> str:
-        # Two keys of one object must not become the same.
+        """What a key is called from now on; two keys of one object do not become the same."""
         place = (tuple(path[:-1]), name)
         self._taken[place] += 1
         return name if self._taken[place] == 1 else f"{name} {self._taken[place]}"
 
 
-def _form(output: bytes) -> OutputForm:
+def output_form(output: bytes) -> OutputForm:
+    """What an output is."""
     try:
         output.decode()
     except UnicodeDecodeError:

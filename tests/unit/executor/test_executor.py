@@ -90,7 +90,7 @@ class FakePool:
         self.hold = None
         self.began = asyncio.Event()
 
-    async def run(self, run, on_event=None):
+    async def run(self, run, on_event=None, door=None):
         self.runs.append(run)
         self.began.set()
         for event in self.events:
