@@ -13,7 +13,7 @@ import ipaddress
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -147,9 +147,6 @@ class Authority:
 
     def __repr__(self) -> str:
         return f"Authority({self.certificate.subject.rfc4514_string()!r})"
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("an authority is not pickled")
 
 
 def derive_authority(seed: bytes, sandbox: str) -> Authority:

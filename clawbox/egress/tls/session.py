@@ -25,7 +25,8 @@ HTTP_1_1: Final = "http/1.1"
 """The one protocol that ALPN gets here (RFC 7301, property 37)."""
 _RECORD = 16 << 10
 """Plaintext of one record; both libraries read one at a time (RFC 8446 section 5.1)."""
-_RECORD_OVERHEAD = 256
+_PIECE = 64 << 10
+"""Ciphertext that is taken from pyOpenSSL at a time."""
 
 # X509_V_ERR_… of OpenSSL's x509_vfy.h; texts of our own, since the certificate's would be the upstream's.
 _UNTRUSTED = "its certificate is from an authority that is not trusted here"
@@ -150,16 +151,13 @@ class ServerSession(TlsSession):
                 self._connection.sendall(plaintext)
             except SSL.Error:
                 raise TlsError(Denial.CLIENT_TLS_FAILED, "nothing can be sent") from None
-        return self._outgoing(len(plaintext) + _RECORD_OVERHEAD * (2 + len(plaintext) // _RECORD))
+        return self.pending()
 
     def pending(self) -> bytes:  # noqa: D102
-        return self._outgoing(_RECORD)
-
-    def _outgoing(self, size: int) -> bytes:
         pieces: list[bytes] = []
         with contextlib.suppress(SSL.WantReadError):  # nothing is left
-            while not pieces or len(pieces[-1]) == size:
-                pieces.append(self._connection.bio_read(size))
+            while not pieces or len(pieces[-1]) == _PIECE:
+                pieces.append(self._connection.bio_read(_PIECE))
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def close(self) -> bytes:  # noqa: D102

@@ -157,7 +157,7 @@ BAD = {
         "its certificate is for other names",
     ),
     "the name as the subject alone": lambda ca: (
-        server_context(ca.issue("x.example", subject=HOST)),
+        server_context(ca.issue("192.0.2.1", subject=HOST)),
         "its certificate is for other names",
     ),
     "no issuer that is trusted": lambda _ca: (
@@ -202,12 +202,23 @@ async def test_rule_35_private_authorities_are_trusted_only_where_the_operator_l
         UpstreamTls(["no certificate"])
 
 
-async def test_rule_35_an_upstream_that_speaks_no_tls_fails_with_a_reason():
-    async with Upstream({"/": answers.never}) as upstream:
-        session = UpstreamTls([], system=False).session(HOST, 443)
-        with pytest.raises(TlsError, match="does not speak TLS"):
-            session.receive(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-        assert upstream.seen == []
+@pytest.mark.parametrize(
+    ("said", "detail"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "it does not speak TLS there"),
+        (b"\x15\x03\x03\x00\x02\x02\x78", "it does not speak HTTP/1.1"),
+        (b"\x15\x03\x03\x00\x02\x02\x46", "it speaks no TLS of version 1.2 or later"),
+        (b"\x15\x03\x03\x00\x02\x02\x70", "it does not know the host's name"),
+        (b"\x15\x03\x03\x00\x02\x02\x28", "it refused the handshake"),
+        (b"\x15\x03\x03\x00\x02\x02\x50", "the handshake failed"),
+        (b"\x16\x03\x03\x00\x02\x02\x50" * 9, "the handshake failed"),
+    ],
+)
+def test_rule_35_a_handshake_that_an_upstream_breaks_fails_with_a_reason(said, detail):
+    session = UpstreamTls([], system=False).session(HOST, 443)
+    with pytest.raises(TlsError) as caught:
+        session.receive(said)
+    assert (Denial.TLS_FAILED, detail) == (caught.value.refusal.denial, caught.value.refusal.detail)
 
 
 @pytest.mark.parametrize("way", ["file", "folder"])

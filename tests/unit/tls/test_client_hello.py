@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clawbox.egress.refusal import Denial, RefusedError
@@ -75,6 +75,7 @@ def test_every_split_and_every_fragment_reads_the_same():
     assert [None] * len(data) == [read_client_hello(data[:cut]) for cut in range(len(data))]
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(1, 200), max_size=20),
     st.lists(st.integers(0, 400), max_size=10),
@@ -91,12 +92,14 @@ def test_fragments_and_cuts_do_not_matter(fragments, cuts, extensions):
     assert read_client_hello(record(whole)) == read_in_pieces(data, [cut for cut in cuts if cut < len(data)])
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=600))
 def test_anything_is_read_or_refused_and_nothing_else(data):
     for candidate in (data, record(data) if data else data, record(message(data[:500]))):
         assert refusal_of(candidate) in (None, Denial.NOT_TLS)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_a_changed_hello_is_read_or_refused_and_nothing_else(data):
     original = bytearray(hello(GREASE, NAMED, ECH, alpn(b"h2", b"http/1.1")))
