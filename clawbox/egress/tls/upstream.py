@@ -6,6 +6,7 @@ What is trusted: the system's store and the operator's private authorities. Open
 
 from __future__ import annotations
 
+import codecs
 import functools
 import re
 import ssl
@@ -31,6 +32,7 @@ _prepared: list[ssl.SSLContext] = []
 
 def preload() -> None:
     """Read the system's store, and prepare the context that the first UpstreamTls of each child takes."""
+    codecs.lookup("idna")  # by which Python encodes each host, and which it imports when it first does
     _prepared[:] = [_context(_system_store())]
 
 
