@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import clawbox
-from clawbox.cli import audit, config, creds, init, system, token, tool, tools
+from clawbox.cli import audit, config, creds, egress, init, system, token, tool, tools
 from clawbox.cli import run as run_commands
 from clawbox.cli import serve as serve_command
 from clawbox.cli.errors import ExitCode, describe
@@ -50,6 +50,7 @@ def build_app() -> typer.Typer:
     app.add_typer(token.app, name="token")
     app.add_typer(config.app, name="config")
     app.add_typer(creds.app, name="creds")
+    app.add_typer(egress.app, name="egress")
     app.add_typer(audit.app, name="audit")
     return app
 

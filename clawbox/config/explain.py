@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from clawbox.config.model import Config
 from clawbox.config.problems import Problem
 from clawbox.config.schema import key_text, nearest, shape_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from pydantic import ValidationError
+    from pydantic import BaseModel, ValidationError
     from pydantic_core import ErrorDetails
 
     from clawbox.config.fields import Fault
@@ -21,20 +22,26 @@ _LONGEST = 80
 
 
 def translate(
-    error: ValidationError, source_of: Callable[[str], str], left_out: Collection[str] = ()
+    error: ValidationError,
+    source_of: Callable[[str], str],
+    left_out: Collection[str] = (),
+    root: type[BaseModel] = Config,
 ) -> list[Problem]:
     """Pydantic's errors in the words of the settings.
 
     ``source_of`` tells where ``section.key`` came from. Rules about a key of ``left_out`` are passed over.
+    ``root`` is what the whole file is.
     """
     return [
         Problem(source_of(key), key, found, accepted)
         for details in error.errors(include_url=False)
-        for key, found, accepted in _explain(details, left_out)
+        for key, found, accepted in _explain(details, left_out, root)
     ]
 
 
-def _explain(details: ErrorDetails, left_out: Collection[str]) -> list[tuple[str, str, str]]:
+def _explain(
+    details: ErrorDetails, left_out: Collection[str], root: type[BaseModel]
+) -> list[tuple[str, str, str]]:
     location = details["loc"]
     key = key_text(location)
     if details["type"] == "clawbox_rule":
@@ -45,14 +52,14 @@ def _explain(details: ErrorDetails, left_out: Collection[str]) -> list[tuple[str
             if not any(_joined(key, read) in left_out for read in (fault.key, *fault.reads))
         ]
     if details["type"] == "extra_forbidden":
-        return [(key, "an unknown key", nearest(location))]
+        return [(key, "an unknown key", nearest(location, root))]
     if location and location[-1] == "[key]":
         *_, name, _ = location
-        table = shape_at(location[:-2])
+        table = shape_at(location[:-2], root)
         return [
             (key_text(location[:-2]), f"the name {_show(name)}", table.names if table else details["msg"])
         ]
-    shape = shape_at(location)
+    shape = shape_at(location, root)
     accepted = shape.accepts if shape is not None else details["msg"]
     if details["type"] == "missing":
         return [(key, "nothing", accepted)]

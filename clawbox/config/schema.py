@@ -132,9 +132,9 @@ SECTIONS: dict[str, dict[str, Shape]] = {
 """Every section with its keys."""
 
 
-def shape_at(location: Location) -> Shape | None:
-    """The shape of the value at a location; None where nothing is known."""
-    shape = shape_of(Config)
+def shape_at(location: Location, root: type[BaseModel] = Config) -> Shape | None:
+    """The shape of the value at a location of a file of ``root``; None where nothing is known."""
+    shape = shape_of(root)
     for step in location:
         if shape.model is not None:
             field = fields_of(shape.model).get(str(step))
@@ -159,23 +159,23 @@ def key_text(location: Location) -> str:
     return text.removeprefix(".")
 
 
-def all_keys() -> Iterator[str]:
+def all_keys(root: type[BaseModel] = Config) -> Iterator[str]:
     """Every ``section.key``."""
-    for section, keys in SECTIONS.items():
-        for key in keys:
+    for section, shape in fields_of(root).items():
+        for key in () if shape.model is None else fields_of(shape.model):
             yield f"{section}.{key}"
 
 
-def nearest(location: Location) -> str:
+def nearest(location: Location, root: type[BaseModel] = Config) -> str:
     """What an unknown key at ``location`` may have been meant to be, to be read after "accepted: "."""
     *parents, last = location
     unknown = str(last)
-    parent = shape_at(tuple(parents))
+    parent = shape_at(tuple(parents), root)
     here = list(fields_of(parent.model)) if parent is not None and parent.model is not None else []
     prefix = f"{key_text(tuple(parents))}." if parents else ""
     if close := difflib.get_close_matches(unknown, here, n=1, cutoff=0.6):
         return f"{prefix}{close[0]}"
-    elsewhere = {key.partition(".")[2]: key for key in all_keys()}
+    elsewhere = {key.partition(".")[2]: key for key in all_keys(root)}
     if len(location) <= 2 and (close := difflib.get_close_matches(unknown, elsewhere, n=1, cutoff=0.7)):
-        return " or ".join(key for key in all_keys() if key.partition(".")[2] == close[0])
+        return " or ".join(key for key in all_keys(root) if key.partition(".")[2] == close[0])
     return f"one of {', '.join(f'{prefix}{key}' for key in here)}" if here else "nothing"

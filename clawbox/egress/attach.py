@@ -13,11 +13,13 @@ from urllib.parse import quote, unquote_plus
 
 from clawbox.egress.credentials import BasicAttachment, Credential, HeaderAttachment, QueryAttachment
 from clawbox.egress.http.headers import canonical_name
+from clawbox.egress.refusal import Denial, RefusedError
 from clawbox.egress.rules import may_attach
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from clawbox.egress.credentials import SandboxSecrets
     from clawbox.egress.target import Target
 
 Header = tuple[bytes, bytes]
@@ -61,6 +63,28 @@ class Attached:
     def __repr__(self) -> str:
         """Nothing of the request: the query may be the secret."""
         return "Attached(…)"
+
+
+def choose_credential(
+    granted: Iterable[str], secrets: SandboxSecrets, target: Target, method: str
+) -> Credential | None:
+    """What is to be attached to a request, or None. The last of ``granted`` that fits wins, as in 0.1.
+
+    Raises RefusedError where one should be and cannot: no request goes out without (property 42). Where a
+    credential is broken it is not known which hosts it is for, so all that none other fits are refused.
+    """
+    found, broken = None, None
+    for name in granted:
+        credential = secrets.credentials.get(name)
+        if credential is None:
+            broken = broken or name
+        elif may_attach(credential.scope, target, method):
+            found = credential
+    if found is None and broken is not None:
+        raise RefusedError(
+            Denial.CREDENTIAL_UNAVAILABLE, f"{broken}: {secrets.broken.get(broken, 'unknown')}"
+        )
+    return found
 
 
 def strip_client_auth(credential: Credential, target: Target, headers: Iterable[Header]) -> Stripped:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Final
 
+from clawbox.egress.attach import choose_credential
 from clawbox.egress.leaks import LeakDetector
 from clawbox.egress.limits import BudgetLedger, Rate, Slots
 from clawbox.egress.refusal import Denial, RefusedError
-from clawbox.egress.rules import may_attach
 from clawbox.policy import NetworkGrant
 
 if TYPE_CHECKING:
@@ -86,23 +86,12 @@ class SandboxState:
             raise RefusedError(Denial.RATE_LIMITED)
 
     def credential_for(self, target: Target, method: str) -> Credential | None:
-        """What is to be attached to a request, or None. The grant's last that fits wins, as in 0.1.
+        """What is to be attached to a request, or None; see :func:`clawbox.egress.attach.choose_credential`.
 
-        Raises RefusedError where one should be and cannot: no request goes out without (property 42). Where
-        a credential is broken it is not known which hosts it is for, so all that none other fits are refused.
+        Raises RefusedError also where what was found may not be attached any more.
         """
-        secrets = self.secrets
-        found = None
-        for name in self.grant.credentials:
-            credential = secrets.credentials.get(name)
-            if credential is not None and may_attach(credential.scope, target, method):
-                found = credential
+        found = choose_credential(self.grant.credentials, self.secrets, target, method)
         if found is None:
-            broken = next((name for name in self.grant.credentials if name not in secrets.credentials), None)
-            if broken is not None:
-                raise RefusedError(
-                    Denial.CREDENTIAL_UNAVAILABLE, f"{broken}: {secrets.broken.get(broken, 'unknown')}"
-                )
             return None
         if self.suspended:
             raise RefusedError(Denial.CREDENTIALS_SUSPENDED)
