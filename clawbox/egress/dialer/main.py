@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import os
 import re
 import socket
 import threading
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from clawbox.children.channel import FrameError, FrameProtocol
+from clawbox.children.event_loop import EventLoop
 from clawbox.children.filters import dialing
 from clawbox.children.handing import receive_handed
 from clawbox.children.kind import Profile
@@ -39,7 +39,7 @@ class Dialing:
     profile = Profile(filter=dialing, network=True, empty_root=False, descriptors=65_536, threads=4_096)
 
     def __init__(self) -> None:
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop: EventLoop | None = None
         self._netlink = -1
 
     def preload(self) -> None:
@@ -50,16 +50,14 @@ class Dialing:
 
     def open_own(self) -> tuple[int, ...]:
         """The event loop, and a socket to ask for this machine's addresses."""
-        before = _open_descriptors()
-        self._loop = asyncio.new_event_loop()
+        self._loop = EventLoop()
         self._netlink = open_netlink()
-        return tuple(_open_descriptors() - before)
+        return (*self._loop.descriptors, self._netlink)
 
     def main(self, channel: int, descriptors: int) -> None:
         """Serve until control is gone."""
         assert self._loop is not None
-        threading.stack_size(_STACK_BYTES)
-        self._loop.run_until_complete(_serve(channel, descriptors, Routes(self._netlink)))
+        self._loop.run(_serve(channel, descriptors, Routes(self._netlink)))
 
 
 DIALER = Dialing()
@@ -67,6 +65,7 @@ DIALER = Dialing()
 
 async def _serve(channel: int, descriptors: int, routes: Routes) -> None:
     """Until the channel ends, or control says what it never would."""
+    threading.stack_size(_STACK_BYTES)  # of threads from here on
     loop = asyncio.get_running_loop()
     over: asyncio.Future[None] = loop.create_future()
     handed = msgspec.msgpack.Decoder(Handed)
@@ -120,16 +119,3 @@ def _load_sources(configuration: Path) -> None:
     for source in re.sub(r"\[[^]]*\]", " ", line[1] if line else "").split():
         with contextlib.suppress(OSError):  # what is not installed is no source then either
             ctypes.CDLL(f"libnss_{source}.so.2")
-
-
-def _open_descriptors() -> set[int]:
-    found = {int(name) for name in os.listdir("/proc/self/fd")}  # noqa: PTH208
-    return {descriptor for descriptor in found if _is_open(descriptor)}
-
-
-def _is_open(descriptor: int) -> bool:
-    try:
-        os.fstat(descriptor)
-    except OSError:  # it was that of the listing itself
-        return False
-    return True
