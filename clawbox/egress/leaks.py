@@ -141,7 +141,9 @@ class LeakDetector:
 
     def _suspicious(self, parts: Sequence[bytes]) -> bool:
         """The quick question for a whole head: some 10 µs."""
-        block = b"\n".join([view for part in parts for view in _views(part)])
+        block = b"\n".join(parts)
+        if b"%" in block or b"asic" in block.lower():
+            block = b"\n".join([view for part in parts for view in _views(part)])
         return any(patterns.found_in(block) for patterns in self._all)
 
     def _look(self, data: bytes, place: Place, judge: Judge) -> Iterator[Finding]:

@@ -58,7 +58,8 @@ class Record:
     def row(self, now: float) -> Row:
         """As it is written down: without the query's values, and without a path that has a secret in it."""
         target = self.target
-        secret_path = any(one.place is Place.URL for one in self.found)
+        found = self.found
+        secret_path = bool(found) and any(one.place is Place.URL for one in found)
         upstream = None
         if self.sent_at is not None and self.answered_at is not None:
             upstream = max(int((self.answered_at - self.sent_at) * 1e6), 0)
@@ -82,11 +83,13 @@ class Record:
             duration_us=max(int((now - self.began) * 1e6), 0),
             upstream_us=upstream,
             credential=self.credential,
-            removed=tuple(name[:_MAX_NAME] for name in self.removed[:_MAX_LISTED]),
+            removed=tuple(name[:_MAX_NAME] for name in self.removed[:_MAX_LISTED]) if self.removed else (),
             found=tuple(
                 Found(one.name, one.kind, one.place, one.action, count)
-                for one, count in self.found.most_common(_MAX_LISTED)
-            ),
+                for one, count in found.most_common(_MAX_LISTED)
+            )
+            if found
+            else (),
             call=self.call,
         )
 
