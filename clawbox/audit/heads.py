@@ -8,7 +8,7 @@ a key that this process never sees: up to there, nobody without that key can hav
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from clawbox.audit.rows import AuditRow
 
 KIND = "audit_head"
+KEY_BYTES = 32
 
 _PURPOSE = "clawbox audit head 1"
 
@@ -51,18 +52,24 @@ class Head:
                     return None
         return None
 
-    def fields(self) -> dict[str, object]:
+    def fields(self) -> dict[str, Any]:
         """As a row has it."""
         return {"sequence": self.sequence, "head": self.hash, "signature": self.signature.hex()}
 
-    def is_signed_with(self, public_key: bytes) -> bool:
-        """Whether the signature is one of that key's. Raises ValueError when it is no Ed25519 key."""
-        key = Ed25519PublicKey.from_public_bytes(public_key)
+    def is_signed_with(self, key: Ed25519PublicKey) -> bool:
+        """Whether the signature is one of that key's."""
         try:
             key.verify(self.signature, signed_text(self.sequence, self.hash))
         except InvalidSignature:
             return False
         return True
+
+
+def public_key_of(raw: bytes) -> Ed25519PublicKey:
+    """The key of 32 bytes. Raises ValueError."""
+    if len(raw) != KEY_BYTES:
+        raise ValueError(f"a public key has {KEY_BYTES} bytes")
+    return Ed25519PublicKey.from_public_bytes(raw)
 
 
 def signed_text(sequence: int, digest: str) -> bytes:

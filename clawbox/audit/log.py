@@ -89,6 +89,8 @@ class AuditLog:
         self._full: list[int] = []  # descriptors of full files, to be stored and closed
         self._closing = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
+        self.rotated = asyncio.Event()
+        """Set whenever a file is full and the next one begins; whoever waits for it clears it."""
 
     async def __aenter__(self) -> Self:
         try:
@@ -270,6 +272,7 @@ class AuditLog:
             self._fail(error)  # the row is written; the next one has to find a file first
             return
         self._full.append(full)
+        self.rotated.set()
 
     def _fail(self, error: OSError) -> None:
         if not self._failure:

@@ -1,21 +1,31 @@
 """Checks an audit log offline: that nothing was changed, taken out or put in.
 
-The chain has no key: whoever can write the folder can make a new chain from any row on. Comparing with a head
-that was noted elsewhere (``expected_head``) finds that too.
+The chain has no key: whoever can write the folder can make a new chain from any row on. Signed heads
+(:mod:`clawbox.audit.heads`) show that up to the last of them, and comparing with a head that was noted
+elsewhere (``expected_head``) shows it up to there, and rows that are missing at the end, too.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from clawbox.audit.files import CURRENT, closed_files
+from clawbox.audit.heads import KIND, Head, public_key_of
 from clawbox.audit.rows import FIRST_PREV, BadLineError, decode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    from clawbox.audit.rows import AuditRow
+
+HEAD_WITHIN_ROWS = 100_000
+"""A signed head stands at most so many rows after the row that it is of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +60,26 @@ class Verdict:
     """``found``, ``not found`` (the log was cut short or rewritten), ``pruned`` (too old to tell), or
     ``absent`` when none was given."""
 
+    signatures: str = "absent"
+    """``found``, ``not found`` (no head is signed with the key, so anybody may have written all of it), or
+    ``absent`` when no key was given."""
+    signed_sequence: int = 0
+    """Whoever has not the key cannot have made or changed the rows up to this one; 0 where none is signed."""
+
     @property
     def ok(self) -> bool:
-        """Whether every row is good and the expected head, if any, is not missing."""
-        return self.bad is None and self.expected_head != "not found"
+        """Whether every row is good, and neither an expected head nor every signature is missing."""
+        return self.bad is None and "not found" not in {self.expected_head, self.signatures}
 
 
-def verify(folder: Path, expected_head: str | None = None) -> Verdict:
+def verify(folder: Path, expected_head: str | None = None, *, public_key: bytes | None = None) -> Verdict:
     """Check every row that is kept. Does not take the lock: a log that is written to can be checked.
 
-    ``expected_head`` is a ``head`` of before. Raises ValueError when it is not one, and OSError.
+    ``expected_head`` is a ``head`` of before. ``public_key``, 32 bytes, is what heads are signed with: each
+    one must be, and be of the row that it names. Raises ValueError when one of them is not that, and OSError.
     """
     expected = _parse_head(expected_head) if expected_head is not None else None
+    heads = _Heads(public_key_of(public_key)) if public_key is not None else None
     rows = first = last = 0
     digest = FIRST_PREV
     gaps: list[int] = []
@@ -90,6 +108,9 @@ def verify(folder: Path, expected_head: str | None = None) -> Verdict:
         first = first or row.sequence
         rows, last, digest = rows + 1, row.sequence, its_digest
         found = found or (last, digest) == expected
+        if heads is not None and (problem := heads.check(row, digest, first)):
+            bad = BadRow(file, number, row.sequence, problem)
+            break
         if row.kind == "audit_gap":
             gaps.append(last)
     state = "absent"
@@ -104,7 +125,46 @@ def verify(folder: Path, expected_head: str | None = None) -> Verdict:
         gaps=tuple(gaps),
         bad=bad,
         expected_head=state,
+        signatures="absent" if heads is None else heads.found(rows),
+        signed_sequence=heads.signed if heads is not None else 0,
     )
+
+
+class _Heads:
+    """Checks the signed heads of a log whose rows come in order."""
+
+    def __init__(self, key: Ed25519PublicKey) -> None:
+        self._key = key
+        self._recent: deque[str] = deque(maxlen=HEAD_WITHIN_ROWS)
+        self.signed = 0
+        """Sequence of the last row that is known to be signed."""
+
+    def found(self, rows: int) -> str:
+        """As :attr:`Verdict.signatures` says it, of so many rows."""
+        return "found" if self.signed or not rows else "not found"
+
+    def check(self, row: AuditRow, digest: str, first: int) -> str:
+        """What is wrong with a row as a head; empty where nothing is, or it is none. ``first``: of all."""
+        problem = self._check_head(row, first) if row.kind == KIND else ""
+        self._recent.append(digest)
+        return problem
+
+    def _check_head(self, row: AuditRow, first: int) -> str:
+        head = Head.of(row)
+        if head is None or not head.sequence < row.sequence:
+            return "it is no signed head"
+        if not head.is_signed_with(self._key):
+            return "its signature is not this key's"
+        back = row.sequence - head.sequence
+        if head.sequence < first:
+            # Of a row that is not kept: that says nothing of this log, however good it is.
+            return ""
+        if back > len(self._recent):
+            return f"it is of row {head.sequence}, too far before"
+        if self._recent[-back] != head.hash:
+            return f"row {head.sequence} is not the one that was signed"
+        self.signed = head.sequence
+        return ""
 
 
 def _lines(folder: Path) -> Iterator[tuple[str, int, bytes]]:

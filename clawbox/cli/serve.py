@@ -41,6 +41,12 @@ def serve(
     if insecure:
         overrides["server.insecure"] = True
     settings = load(config, overrides=overrides).config
+    from clawbox.egress.keeper.bootstrap import hide_master_key  # noqa: PLC0415 - not for --help
+
+    try:
+        hide_master_key()  # before anything is started: this may be where the program is executed anew
+    except OSError as error:
+        raise CliError(f"the master key cannot be hidden: {error}") from error
 
     # gRPC's own lines on stderr have another form than the log's, and say what errors here say as well.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")

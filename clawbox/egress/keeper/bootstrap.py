@@ -17,7 +17,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
-from clawbox.egress.keeper.identity import IDENTITY_BYTES
+from clawbox.egress.keeper.identity import IDENTITY_BYTES, Identity
 from clawbox.egress.vault import (
     KEY_VARIABLE,
     MAX_KEY_BYTES,
@@ -108,6 +108,18 @@ def open_keys(folder: Path, key_file: Path | None, environ: MutableMapping[str, 
         return Keys(os.dup(identity), key)
 
 
+def read_public_key(folder: Path) -> bytes:
+    """What a server with its settings in ``folder`` signs audit heads with (Ed25519), from its identity key.
+
+    Raises VaultError, and FileNotFoundError where no server ever ran.
+    """
+    descriptor = _open_sized(folder / IDENTITY_FILE)
+    try:
+        return Identity(os.pread(descriptor, IDENTITY_BYTES, 0)).public_key
+    finally:
+        os.close(descriptor)
+
+
 def _take_hidden(environ: MutableMapping[str, str]) -> int | None:
     """The descriptor that was left for this program; raises VaultError unless it is a sealed memfd."""
     text = environ.pop(DESCRIPTOR_VARIABLE, "")
@@ -137,10 +149,14 @@ def _sealed(text: str) -> int:
 
 def _open_identity(path: Path) -> int:
     try:
-        descriptor = open_private(path, IDENTITY_BYTES)
+        return _open_sized(path)
     except FileNotFoundError:
         _make_identity(path)
-        descriptor = open_private(path, IDENTITY_BYTES)
+        return _open_sized(path)
+
+
+def _open_sized(path: Path) -> int:
+    descriptor = open_private(path, MAX_KEY_BYTES)
     if os.fstat(descriptor).st_size != IDENTITY_BYTES:
         os.close(descriptor)
         raise VaultError(Fault.BAD_IDENTITY, path)
