@@ -141,7 +141,7 @@ class BudgetLedger:
         window.budget = budget
         window.turn(now)
         if window.spent():
-            return max(0.0, window.end - now)
+            return max(0.0, budget.window_seconds - (now - window.start))
         window.requests += 1
         return None
 
