@@ -21,7 +21,7 @@ from clawbox.egress.refusal import Denial, RefusedError
 from clawbox.network_rules import NetworkRule
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator, Callable, Iterable
 
     from clawbox.egress.addresses import Address
 
@@ -37,12 +37,22 @@ class Names:
         self.asked: list[str] = []
         self.held: dict[str, threading.Event] = {}
         """Names that are answered once the event is set."""
+        self._loop = asyncio.get_running_loop()
+        self._changed = asyncio.Event()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until what was asked is as the test wants it."""
+        async with asyncio.timeout(PATIENCE):
+            while not condition():
+                self._changed.clear()
+                await self._changed.wait()
 
     def hold(self, name: str) -> threading.Event:
         return self.held.setdefault(name, threading.Event())
 
     def __call__(self, name: str) -> tuple[Address, ...]:
         self.asked.append(name)
+        self._loop.call_soon_threadsafe(self._changed.set)
         if name in self.held:
             assert self.held[name].wait(PATIENCE)
         given = self.answers.get(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import itertools
 import os
@@ -340,13 +341,6 @@ def quick(milliseconds=PATIENCE * 1000, **others):
     return Limits(connect_timeout_ms=milliseconds, **others)
 
 
-async def until(condition):
-    """Wait for what happens in a thread."""
-    async with asyncio.timeout(PATIENCE):
-        while not condition():  # noqa: ASYNC110 - threads set no events here
-            await asyncio.sleep(0.001)
-
-
 async def test_rule_17_a_slow_name_server_of_one_sandbox_keeps_no_other_waiting(upstream):
     port = upstream.port
     names = Names(slow_example=[["127.0.0.1"]], a_example=[["127.0.0.1"]])
@@ -354,7 +348,7 @@ async def test_rule_17_a_slow_name_server_of_one_sandbox_keeps_no_other_waiting(
     async with dialer(names) as world:
         slow = world.client(allow("slow.example", port), allow("127.0.0.1", port), limits=quick())
         waiting = [asyncio.create_task(slow.dial("slow.example", port)) for _ in range(4 * LOOKUPS_AT_ONCE)]
-        await until(lambda: len(names.asked) >= LOOKUPS_AT_ONCE)
+        await names.until(lambda: len(names.asked) >= LOOKUPS_AT_ONCE)
 
         assert await reached(world.client(allow("a.example", port)), "a.example", port)
         assert await reached(slow, "127.0.0.1", port)
@@ -391,7 +385,7 @@ async def test_rule_17_look_ups_that_nobody_waits_for_still_count(upstream):
             sock.send(raw(Dial(dial, "slow.example", upstream.port)))
             sock.send(raw(Hang(dial)))
         sock.send(raw(Dial(1000, "slow.example", upstream.port)))
-        await until(lambda: len(names.asked) >= 1)
+        await names.until(lambda: len(names.asked) >= 1)
         # A sidecar that was started anew shares them, too.
         world.dismiss(number)
         again = world.enrol(grant=grant)[2]
@@ -399,26 +393,36 @@ async def test_rule_17_look_ups_that_nobody_waits_for_still_count(upstream):
             again.send(raw(Dial(dial, "slow.example", upstream.port)))
         other = world.client(allow("127.0.0.1", upstream.port))
         assert await reached(other, "127.0.0.1", upstream.port)
-        await until(lambda: len(names.asked) == LOOKUPS_AT_ONCE)
+        await names.until(lambda: len(names.asked) == LOOKUPS_AT_ONCE)
         assert not world.service._resolvers.take(grant.sandbox)._threads._work_queue.qsize()
 
         release.set()
-        await until(lambda: len(names.asked) > LOOKUPS_AT_ONCE)
+        await names.until(lambda: len(names.asked) > LOOKUPS_AT_ONCE)
 
 
-async def test_rule_17_threads_end_with_the_last_that_uses_them(upstream):
+async def test_rule_17_threads_end_with_the_last_that_uses_them(upstream, monkeypatch):
+    ended = asyncio.Event()
+    end = resolver.Resolver._end
+
+    def ending(self):
+        end(self)
+        ended.set()
+
+    monkeypatch.setattr(resolver.Resolver, "_end", ending)
     names = Names(slow_example=[["127.0.0.1"]])
     release = names.hold("slow.example")
     async with dialer(names) as world:
         number, _, sock = world.enrol(allow("slow.example", upstream.port))
         sock.send(raw(Dial(1, "slow.example", upstream.port)))
-        await until(lambda: names.asked)
+        await names.until(lambda: bool(names.asked))
         world.dismiss(number)
         assert len(world.service._resolvers) == 1
 
         release.set()
 
-        await until(lambda: not len(world.service._resolvers))
+        async with asyncio.timeout(PATIENCE):
+            await ended.wait()
+        assert len(world.service._resolvers) == 0
 
 
 # 63: peers
@@ -451,7 +455,7 @@ async def test_rule_63_a_peer_that_asks_for_more_than_it_may_is_closed(upstream)
         peer = world.peer(allow("slow.example", upstream.port), limits=limits)
         for number in range(dials_at_once(limits)):
             peer.say(Dial(number, "slow.example", upstream.port))
-        await until(lambda: len(names.asked) == 5)
+        await names.until(lambda: len(names.asked) == 5)
         assert world.heard.empty()
 
         peer.say(Dial(99, "slow.example", upstream.port))
@@ -554,13 +558,49 @@ async def test_rule_63_a_stalled_peer_without_a_flood_is_closed_too(upstream, mo
         assert await world.closed() == Closed(1, Why.STALLED)
 
 
+async def test_rule_63_where_no_descriptor_can_be_passed_a_reason_is(upstream, monkeypatch):
+    """The kernel counts the descriptors that nobody has read yet, for all peers together (unix(7))."""
+
+    def full(*_):
+        raise OSError(errno.ETOOMANYREFS, "Too many references")
+
+    async with dialer() as world:
+        peer = world.peer(allow("127.0.0.1", upstream.port))
+        monkeypatch.setattr(socket, "send_fds", full)
+
+        assert await denial_of(peer, Dial(1, "127.0.0.1", upstream.port)) is Denial.CONNECT_FAILED
+        with await upstream.accepted() as connection:
+            assert await asyncio.get_running_loop().sock_recv(connection, 1) == b""
+
+
+async def test_rule_63_hanging_up_takes_back_an_answer_that_still_waits_to_be_read(upstream, monkeypatch):
+    waits = asyncio.Event()
+
+    def full(*_):
+        waits.set()
+        raise BlockingIOError
+
+    monkeypatch.setattr(PacketSocket, "_send", full)
+    limits = Limits(max_concurrent=1, max_tunnels=0)
+    async with dialer() as world:
+        peer = world.peer(allow("127.0.0.1", upstream.port), limits=limits)
+        for number in range(1, 6):
+            peer.say(Dial(number, "127.0.0.1", upstream.port))
+            with await upstream.accepted() as connection:
+                waits.clear()
+                await waits.wait()
+                peer.say(Hang(number))
+                assert await asyncio.get_running_loop().sock_recv(connection, 1) == b""
+        assert world.heard.empty()
+
+
 async def test_rule_63_what_is_under_way_ends_with_its_peer(upstream):
     names = Names(slow_example=[["127.0.0.1"]])
     release = names.hold("slow.example")
     async with dialer(names) as world:
         peer = world.peer(allow("slow.example", upstream.port))
         peer.say(Dial(1, "slow.example", upstream.port))
-        await until(lambda: names.asked)
+        await names.until(lambda: bool(names.asked))
 
         peer.socket.close()
 
@@ -572,10 +612,13 @@ async def test_rule_63_what_is_under_way_ends_with_its_peer(upstream):
 async def test_rule_63_many_packets_of_one_peer_do_not_keep_another_waiting(upstream, monkeypatch):
     """A few are read at a turn: the other is served while the flood still waits to be read."""
     served = []
+    quiet_served = asyncio.Event()
     judge = connector.permitted
 
     def judged(grant, host, port):
         served.append(grant.sandbox)
+        if grant.sandbox == "quiet":
+            quiet_served.set()
         return judge(grant, host, port)
 
     monkeypatch.setattr(connector, "permitted", judged)
@@ -589,7 +632,8 @@ async def test_rule_63_many_packets_of_one_peer_do_not_keep_another_waiting(upst
             pass
         quiet.send(raw(Dial(1, "a.example", 443)))
 
-        await until(lambda: "quiet" in served)
+        async with asyncio.timeout(PATIENCE):
+            await quiet_served.wait()
 
         assert served.count("loud") < 100
 
