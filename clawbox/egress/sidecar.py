@@ -18,9 +18,10 @@ from clawbox.children.event_loop import EventLoop
 from clawbox.children.filters import serving
 from clawbox.children.handing import receive_handed
 from clawbox.children.kind import Profile
+from clawbox.egress.credentials import Credential, Secret
 from clawbox.egress.dialer.client import DialerClient
 from clawbox.egress.keeper.secrets import MAX_SECRETS_BYTES, Secrets
-from clawbox.egress.leaks import shape_patterns
+from clawbox.egress.leaks import LeakDetector, shape_patterns
 from clawbox.egress.messages import (
     MAX_GRANT_BYTES,
     Activity,
@@ -40,15 +41,14 @@ from clawbox.egress.messages import (
     Unwritten,
 )
 from clawbox.egress.proxy import Proxy
-from clawbox.egress.tls.authority import derive_authority
+from clawbox.egress.tls import preload as preload_tls
 from clawbox.egress.tls.upstream import UpstreamTls
-from clawbox.egress.tls.upstream import preload as preload_upstream_tls
+from clawbox.network_rules import ShapeAction
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from clawbox.egress.credentials import SandboxSecrets
-    from clawbox.egress.leaks import LeakDetector
     from clawbox.egress.scanner import StreamScanner
     from clawbox.egress.tls.authority import Authority
 
@@ -306,8 +306,11 @@ class Serving:
     def preload(self) -> None:
         """Compile the shapes, read the system's certificates, and use once what loads code when used."""
         shape_patterns()
-        preload_upstream_tls()
-        derive_authority(bytes(32), "preload").session("preload.invalid")
+        preload_tls()
+        nobodys = Credential("preload", Secret("\N{SNOWMAN}" * 20), ("preload.invalid",))
+        frame = msgspec.msgpack.encode(Secrets.of([nobodys], {}, (), b""))
+        known = msgspec.msgpack.decode(frame, type=Secrets).sandbox_secrets().known()
+        LeakDetector(known).outbound_head("https://preload.invalid/", [], ShapeAction.BLOCK)
 
     def open_own(self) -> tuple[int, ...]:
         """The event loop."""

@@ -1,7 +1,8 @@
 """TLS to the hosts that a sandbox may reach: always verified, HTTP/1.1 alone (properties 35, 37 and 72).
 
-What is trusted: the system's store and the operator's private authorities. OpenSSL finds the store by
-``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` or where it was built to; it is read before confinement.
+What is trusted: the system's store and the operator's private authorities. The store is where OpenSSL looks
+for it, or where distributions have it; it is read before confinement. (The server's own ``SSL_CERT_FILE``
+reaches no child: the environment does not.)
 """
 
 from __future__ import annotations
@@ -26,6 +27,14 @@ MAX_SESSIONS: Final = 128
 """Hosts and ports whose last session is kept to be resumed."""
 # What OpenSSL looks for in a folder of certificates (openssl-rehash(1)).
 _HASHED_NAME = re.compile(r"[0-9a-f]{8}\.[0-9]+")
+
+# Where distributions have every authority in one file, for an OpenSSL that was built to look elsewhere.
+_BUNDLES = (
+    "/etc/ssl/certs/ca-certificates.crt",  # Debian, Arch, Alpine
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",  # Fedora, RHEL
+    "/etc/ssl/ca-bundle.pem",  # SUSE
+    "/etc/ssl/cert.pem",
+)
 
 _prepared: list[ssl.SSLContext] = []
 
@@ -99,6 +108,11 @@ def _system_store() -> bytes:
     if paths.capath:
         folder = Path(paths.capath)
         files += sorted(path for path in folder.iterdir() if _HASHED_NAME.fullmatch(path.name))
+    return _read(files) or next(filter(None, (_read([Path(bundle)]) for bundle in _BUNDLES)), b"")
+
+
+def _read(files: Iterable[Path]) -> bytes:
+    """The authorities in these PEM files, DER after DER."""
     store = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     for path in files:
         try:

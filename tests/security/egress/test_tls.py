@@ -19,6 +19,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from clawbox.egress.refusal import Denial, RefusedError
+from clawbox.egress.tls import upstream as upstream_tls
 from clawbox.egress.tls.authority import MAX_LEAVES, Authority, derive_authority
 from clawbox.egress.tls.client_hello import (
     ClientHello,
@@ -32,7 +33,7 @@ from clawbox.egress.tls.upstream import MAX_SESSIONS, UpstreamTls
 from tests.egress_world import TestCa, Upstream, answers
 from tests.egress_world.ca import DAY, client_context, server_context
 from tests.unit.tls.flights import alpn, extension, hello, real_hello, server_name
-from tests.unit.tls.machines import Program, program
+from tests.unit.tls.machines import Program, program, shake
 
 HOST = "api.example.com"
 SEED = bytes(range(32))
@@ -219,6 +220,31 @@ def test_rule_35_a_handshake_that_an_upstream_breaks_fails_with_a_reason(said, d
     with pytest.raises(TlsError) as caught:
         session.receive(said)
     assert (Denial.TLS_FAILED, detail) == (caught.value.refusal.denial, caught.value.refusal.detail)
+
+
+@pytest.fixture
+def nowhere(monkeypatch):
+    """OpenSSL looks for the system's store where there is none."""
+    monkeypatch.setenv("SSL_CERT_FILE", "/nowhere")
+    monkeypatch.setenv("SSL_CERT_DIR", "/nowhere")
+    monkeypatch.setattr(upstream_tls, "_prepared", [])
+    upstream_tls._system_store.cache_clear()
+    yield
+    upstream_tls._system_store.cache_clear()
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_rule_35_the_systems_store_may_be_where_distributions_have_it(nowhere, monkeypatch, tmp_path, there):
+    authority = derive_authority(SEED, "store")
+    bundle = tmp_path / "bundle.pem"
+    bundle.write_text(authority.ca_pem if there else "nothing")
+    monkeypatch.setattr(upstream_tls, "_BUNDLES", ("/nowhere", str(bundle)))
+    client, server = UpstreamTls().session(HOST, 443), authority.session(HOST)
+    if there:
+        shake(client, server)
+    else:
+        with pytest.raises(TlsError, match="authority that is not trusted"):
+            shake(client, server)
 
 
 @pytest.mark.parametrize("way", ["file", "folder"])

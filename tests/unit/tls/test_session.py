@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from clawbox.egress.refusal import Denial
@@ -38,6 +38,7 @@ def test_the_client_speaks_first_and_each_byte_is_given_once():
 
 
 @settings(max_examples=20, deadline=None)
+@example([300_000], 50_000)
 @given(st.lists(st.integers(0, 70_000), max_size=4), st.integers(100, 50_000))
 def test_any_size_in_any_pieces_arrives_whole(sizes, piece):
     for sender, receiver in (pair(), pair()[::-1]):
