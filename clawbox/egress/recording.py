@@ -88,9 +88,7 @@ class SandboxRecorder:
         self._metrics.egress_request(
             decision=decision, reason=reason, bytes_up=up, bytes_down=down, upstream_us=upstream_us
         )
-        for one in row.found:
-            count = max(_bounded(one.count), 1)
-            self._metrics.leak_found(kind=one.kind.value, action=one.action.value, count=count)
+        self.cleaned(row.found)
         if decision == "denied" and not self._has_room():
             self._counted[reason] += 1
             return
@@ -115,6 +113,12 @@ class SandboxRecorder:
             removed=list(row.removed),
             found=_listed(row.found),
         )
+
+    def cleaned(self, found: Iterable[Found]) -> None:
+        """The leak scanner found this, in a request, its answer, or the sandbox's output."""
+        for one in found:
+            count = max(_bounded(one.count), 1)
+            self._metrics.leak_found(kind=one.kind.value, action=one.action.value, count=count)
 
     def unwritten(self, count: int) -> None:
         """So many requests were refused by the sidecar because control did not take their rows in time."""

@@ -196,6 +196,8 @@ class SandboxDoor:
         A Unix stream socket in blocking mode, the caller's to close. Raises SANDBOX_UNAVAILABLE.
         """
         process = self._process
+        if self._retired:
+            raise _unavailable("it ended")
         if process is None or not self.serving:
             raise _unavailable("its sidecar does not run just now")
         self._recorder.expect(call)
@@ -286,8 +288,8 @@ class SandboxDoor:
             self._process = None
             self._around.dialer.dismiss(enrolment)
             secrets.cancel()
-            await asyncio.shield(process.end())
             await asyncio.wait([secrets])
+            await asyncio.shield(process.end())
             self._lost()
         self._crashed("ended" if was_ready else "ended before it served")
 
@@ -336,6 +338,7 @@ class SandboxDoor:
                 self._recorder.row(message)
             case Cleaned():
                 self._cleaner.answered(message)
+                self._recorder.cleaned(message.found)
             case Activity(tunnels) if 0 <= tunnels <= self.grant.limits.max_tunnels:
                 self.tunnels = tunnels
             case Unwritten(count):
