@@ -59,7 +59,7 @@ def probe_egress(status: ForkServerStatus | None) -> tuple[Enforcement, ...]:
         Enforcement(
             "keeper_memory_lock",
             not not_locked,
-            f"{not_locked}: secrets may be written to swap; turn swap off or give the server CAP_SYS_RESOURCE"
+            f"{not_locked}: its secrets may be written to swap; systemd gives it by LimitMEMLOCK=infinity"
             if not_locked
             else "the keeper's memory is never written to swap",
         ),
