@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote_to_bytes
 
 from clawbox.egress.encodings import known_secret
-from clawbox.egress.findings import Action, Finding, Judge, Place, inbound, outbound, unaltered
+from clawbox.egress.findings import (
+    Action,
+    Finding,
+    Judge,
+    Place,
+    inbound,
+    inbound_encoded,
+    outbound,
+    unaltered,
+)
 from clawbox.egress.scanner import REDACTED, StreamScanner
 from clawbox.egress.shapes import CREDENTIAL_SHAPES, PatternSet
 
@@ -132,10 +141,13 @@ class LeakDetector:
         return StreamScanner(self._all, unaltered(judge) if encoded else judge, keep_length=keep_length)
 
     def inbound_body(self, *, text: bool, keep_length: bool = False, encoded: bool = False) -> StreamScanner:
-        """A scanner for a response's body. ``text``: for shapes, too (see :func:`is_text`)."""
+        """A scanner for a response's body. ``text``: for shapes, too (see :func:`is_text`).
+
+        In an ``encoded`` body shapes are reported alone.
+        """
         return StreamScanner(
             self._all if text else self._known,
-            unaltered(inbound) if encoded else inbound,
+            inbound_encoded if encoded else inbound,
             keep_length=keep_length,
         )
 

@@ -285,6 +285,13 @@ def partly_decoded(named, data):
     return bytes(data)
 
 
+def test_rule_47_an_example_in_a_compressed_page_is_reported_and_the_page_arrives():
+    body = gzip.compress(b"For example: " + EXAMPLES["github_server_token"].encode() + b"\n")
+    scanner = EncodedScanner((b"gzip",), detector.inbound_body(text=True, encoded=True))
+    assert pump(scanner, [body]) == body
+    assert [found.action for found in scanner.scanner.found] == [Action.REPORTED]
+
+
 @compressed
 @pytest.mark.parametrize("size", [1, 10, 100_000])
 def test_rule_47_a_clean_compressed_body_goes_on_as_it_came(coding, size):
