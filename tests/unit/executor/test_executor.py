@@ -84,6 +84,8 @@ class FakePool:
 
     def __init__(self):
         self.runs = []
+        self.doors = []
+        self.cancelled = False
         self.result = RunResult(Outcome.OK, output=b"null", duration_us=7, fuel_consumed=9)
         self.error = None
         self.events: tuple[RunEvent, ...] = ()
@@ -92,12 +94,17 @@ class FakePool:
 
     async def run(self, run, on_event=None, door=None):
         self.runs.append(run)
+        self.doors.append(door)
         self.began.set()
         for event in self.events:
             assert on_event is not None
             on_event(event)
         if self.hold is not None:
-            await self.hold.wait()
+            try:
+                await self.hold.wait()
+            except asyncio.CancelledError:
+                self.cancelled = True
+                raise
         if self.error is not None:
             raise self.error
         return self.result
@@ -118,7 +125,7 @@ class Counts:
 class Bench:
     """An executor with its surroundings."""
 
-    def __init__(self, audit, tools=None, on_injection="mark"):
+    def __init__(self, audit, tools=None, on_injection="mark", door=None):
         self.audit = audit
         self.pool = FakePool()
         self.metrics = Counts()
@@ -129,6 +136,7 @@ class Bench:
             scanner=OutputScanner(on_injection),
             audit=audit,
             metrics=self.metrics,
+            door=door,
         )
 
     async def execute(self, principal=ANN, on_event=None, tool="echo", **fields):
