@@ -428,6 +428,15 @@ async def test_rule_17_threads_end_with_the_last_that_uses_them(upstream, monkey
 # 63: peers
 
 
+def padded(size):
+    """A good message that long."""
+    message = {"type": "dial", "id": 1, "host": "a.example", "port": 443, "padding": ""}
+    message["padding"] = "x" * (size - len(raw(message)) - 2)
+    assert len(raw(message)) == size
+    assert msgspec.msgpack.decode(raw(message), type=messages.ToDialer) == Dial(1, "a.example", 443)
+    return raw(message)
+
+
 def open_descriptors():
     return len(list(Path("/proc/self/fd").iterdir()))
 
@@ -484,8 +493,9 @@ async def test_rule_63_a_peer_that_asks_for_more_than_it_may_is_closed(upstream)
         b"\x91" * 5000,
         b"\x85\xa4type\xa4dial\xa2id\x01\xa4host\xa3\xed\xa0\x80\xa4port\x01",
         b"x" * (messages.MAX_PACKET_BYTES + 1),
+        padded(messages.MAX_PACKET_BYTES) + b"\xc0",
     ],
-    ids=range(12),
+    ids=range(13),
 )
 async def test_rule_63_a_peer_that_sends_garbage_is_closed(packet, upstream):
     async with dialer(Names(a_example=[["10.0.0.1"]])) as world:
@@ -545,17 +555,20 @@ async def test_rule_63_a_peer_that_does_not_read_its_answers_is_closed_and_keeps
         assert await reached(bystander, "127.0.0.1", upstream.port)
 
 
-async def test_rule_63_a_stalled_peer_without_a_flood_is_closed_too(upstream, monkeypatch):
+async def test_rule_63_a_stalled_peer_is_closed_with_the_connections_that_it_did_not_take(
+    upstream, monkeypatch
+):
     def full(*_):
         raise BlockingIOError
 
     monkeypatch.setattr(PacketSocket, "_send", full)
     async with dialer(stall_seconds=0.05) as world:
-        peer = world.peer()
-        peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
-        peer.say(Dial(1, "a.example", 443))
+        peer = world.peer(allow("127.0.0.1", upstream.port))
+        peer.say(Dial(1, "127.0.0.1", upstream.port))
 
         assert await world.closed() == Closed(1, Why.STALLED)
+        with await upstream.accepted() as connection:
+            assert await asyncio.get_running_loop().sock_recv(connection, 1) == b""
 
 
 async def test_rule_63_where_no_descriptor_can_be_passed_a_reason_is(upstream, monkeypatch):
