@@ -28,27 +28,32 @@ def _general_name(text: str) -> x509.GeneralName:
 
 
 class TestCa:
-    """A root with a P-256 key. Two of them do not know each other: the way to an unknown issuer."""
+    """A root with a P-256 key, or an intermediate of ``issuer``, which leaves then bring along.
+
+    Two roots do not know each other: the way to an unknown issuer.
+    """
 
     __test__ = False  # not a test case
 
-    def __init__(self, name: str = "clawbox test CA") -> None:
+    def __init__(self, name: str = "clawbox test CA", issuer: TestCa | None = None) -> None:
         self.name = _name(name)
         self.key = ec.generate_private_key(ec.SECP256R1())
         now = dt.datetime.now(dt.UTC)
         self.certificate = (
             x509.CertificateBuilder()
             .subject_name(self.name)
-            .issuer_name(self.name)
+            .issuer_name((issuer or self).name)
             .public_key(self.key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - 400 * DAY)
             .not_valid_after(now + 400 * DAY)
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(self.key.public_key()), critical=False)
-            .sign(self.key, hashes.SHA256())
+            .sign((issuer or self).key, hashes.SHA256())
         )
         self.pem = self.certificate.public_bytes(serialization.Encoding.PEM).decode("ascii")
+        self.chain: str = "" if issuer is None else self.pem + issuer.chain
+        """What a server sends after its own certificate."""
 
     def issue(
         self,
@@ -88,7 +93,8 @@ class TestCa:
         private = key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
-        return private + certificate.public_bytes(serialization.Encoding.PEM)
+        chain = "" if self_signed else self.chain
+        return private + certificate.public_bytes(serialization.Encoding.PEM) + chain.encode("ascii")
 
     def server_context(self, *names: str, alpn: tuple[str, ...] = ("http/1.1",)) -> ssl.SSLContext:
         """What a good server for these names listens with."""

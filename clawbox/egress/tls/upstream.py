@@ -93,7 +93,8 @@ def _context(trusted: bytes) -> ssl.SSLContext:
     context.hostname_checks_common_name = False
     # What the operator lists is trusted, whether or not it is a root.
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    # As a server OpenSSL refuses that by itself; as a client it would let the upstream begin anew at will.
+    context.options |= ssl.OP_NO_RENEGOTIATION
     context.set_alpn_protocols([HTTP_1_1])
     if trusted:
         context.load_verify_locations(cadata=trusted)

@@ -16,7 +16,9 @@ import textwrap
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from OpenSSL import SSL
 
 from clawbox.egress.refusal import Denial, RefusedError
 from clawbox.egress.tls import upstream as upstream_tls
@@ -28,7 +30,7 @@ from clawbox.egress.tls.client_hello import (
     check_tunnel,
     read_client_hello,
 )
-from clawbox.egress.tls.session import TlsError
+from clawbox.egress.tls.session import ServerSession, TlsError
 from clawbox.egress.tls.upstream import MAX_SESSIONS, UpstreamTls
 from tests.egress_world import TestCa, Upstream, answers
 from tests.egress_world.ca import DAY, client_context, server_context
@@ -203,6 +205,19 @@ async def test_rule_35_private_authorities_are_trusted_only_where_the_operator_l
         UpstreamTls(["no certificate"])
 
 
+async def test_rule_35_a_chain_ends_at_whatever_the_operator_lists():
+    root = TestCa("root")
+    middle = TestCa("middle", root)
+    async with Upstream(ROUTES, tls=middle.server_context(HOST)) as upstream:
+        for listed in (root, middle):
+            await ask(UpstreamTls([listed.pem], system=False), upstream)
+    middle.chain = ""
+    async with Upstream(ROUTES, tls=middle.server_context(HOST)) as upstream:
+        await ask(UpstreamTls([middle.pem], system=False), upstream)
+        with pytest.raises(TlsError, match="authority that is not trusted"):
+            await ask(UpstreamTls([root.pem], system=False), upstream)
+
+
 @pytest.mark.parametrize(
     ("said", "detail"),
     [
@@ -245,6 +260,29 @@ def test_rule_35_the_systems_store_may_be_where_distributions_have_it(nowhere, m
     else:
         with pytest.raises(TlsError, match="authority that is not trusted"):
             shake(client, server)
+
+
+def test_rule_35_an_upstream_gets_tls_1_2_or_later_and_cannot_begin_anew():
+    ca = TestCa()
+    trust = UpstreamTls([ca.pem], system=False)
+    trust._context.maximum_version = ssl.TLSVersion.TLSv1_2  # the last that could begin anew
+    identity = ca.issue(HOST)
+    key = serialization.load_pem_private_key(identity, None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    context = SSL.Context(SSL.TLS_SERVER_METHOD)
+    context.use_privatekey(key)
+    context.use_certificate(x509.load_pem_x509_certificate(identity))
+    connection = SSL.Connection(context, None)
+    connection.set_accept_state()
+    client, server = trust.session(HOST, 443), ServerSession(connection)
+    shake(client, server)
+    connection.renegotiate()
+    connection.do_handshake()  # asks for it, and returns
+    client.receive(server.pending())
+    refusal = client.pending()
+    assert refusal[0] == 21  # an alert, no handshake
+    versions = b"\0\x2b\0\5\4\3\4\3\3"  # supported_versions: 1.3 and 1.2 (RFC 8446 section 4.2.1)
+    assert versions in UpstreamTls([], system=False).session(HOST, 443).pending()
 
 
 @pytest.mark.parametrize("way", ["file", "folder"])
@@ -440,6 +478,20 @@ def test_a_client_that_does_not_trust_the_authority_is_told_apart():
     )
 
 
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1 is deprecated:DeprecationWarning")
+def test_rule_37_a_client_gets_tls_1_2_or_later_with_modern_ciphers():
+    authority = derive_authority(SEED, "box")
+    old, weak, modern = (client_context(authority.ca_pem) for _ in range(3))
+    old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_1
+    old.set_ciphers("DEFAULT@SECLEVEL=0")
+    weak.maximum_version = modern.maximum_version = ssl.TLSVersion.TLSv1_2
+    weak.set_ciphers("ECDHE-ECDSA-AES128-SHA")
+    for context, detail in ((old, "no TLS of version 1.2"), (weak, "the handshake failed")):
+        with pytest.raises(TlsError, match=detail):
+            Program(context, HOST).shake(authority.session(HOST))
+    Program(modern, HOST).shake(authority.session(HOST))
+
+
 def test_sessions_work_where_nothing_can_be_opened_and_no_memory_made_executable():
     assert _confined(
         """
@@ -471,7 +523,7 @@ import os, platform, sys, tempfile
 from clawbox.children import filters, linux, seccomp
 from clawbox.egress import tls
 from clawbox.egress.tls.authority import derive_authority
-from clawbox.egress.tls.session import TlsError
+from clawbox.egress.tls.session import ServerSession, TlsError
 from clawbox.egress.tls.upstream import UpstreamTls
 from tests.unit.tls.machines import shake
 
