@@ -167,7 +167,7 @@ class SandboxSecrets:
     credentials: Mapping[str, Credential] = field(default_factory=dict)
     """By name."""
     broken: Mapping[str, str] = field(default_factory=dict)
-    """Names of the grant without a usable credential, and why: what needs one fails (docs/security.md 42)."""
+    """Names of the grant without a usable credential, and why. What needs one fails (docs/security.md, 42)"""
     retired: tuple[tuple[str, str], ...] = ()
     """(name, value) of what was rotated or removed: not attached any more, but still a secret (76)."""
 
