@@ -40,7 +40,9 @@ wrong with it, and `clawbox config show` shows every setting in force and where 
 * Every key can also come from the environment, as `CLAWBOX_SECTION__KEY`, which wins over the file. Lists are
   written with commas or as JSON, tables as JSON. Keys whose rows name a variable can also be set by that; a
   long name wins over a short one.
-* `CLAWBOX_MASTER_KEY`, the key of the credential file, is no setting: it is never in a file, and never shown.
+* `CLAWBOX_MASTER_KEY`, the key of the credential file, is no setting: it is never in this file, and never
+  shown. `clawbox serve` executes itself anew without it, so that it does not stand in `/proc/PID/environ`. A
+  program that embeds the server cannot be executed anew: there, set `credentials.master_key_file` instead.
 * Relative paths are relative to the folder of the file (without a file: `~/.clawbox`); in the environment, to
   the working directory. `~` is the home folder.
 * An unknown key is an error that names the nearest known one.
