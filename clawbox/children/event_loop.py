@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -27,6 +28,7 @@ class EventLoop:
     def __init__(self) -> None:
         before = open_descriptors()
         self._loop = uvloop.new_event_loop()
+        self._loop.run_until_complete(_use())
         self.descriptors = tuple(open_descriptors() - before)
         """What it has open."""
 
@@ -42,3 +44,11 @@ class EventLoop:
             done.set_result(self._loop.run_until_complete(work))
         except BaseException as error:  # noqa: BLE001 - it is raised in the main thread
             done.set_exception(error)
+
+
+async def _use() -> None:
+    """Have libuv open the descriptor that it keeps for when there are no others left, at its first stream."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        transport, _ = await asyncio.get_running_loop().create_unix_connection(asyncio.Protocol, sock=ours)
+        transport.abort()
