@@ -14,7 +14,7 @@ from clawbox.cli.errors import CliError, ExitCode
 from clawbox.cli.output import escape, json_text, print_fields, print_json_line, show, write
 
 if TYPE_CHECKING:
-    from clawbox.audit import Verdict
+    from clawbox.audit import AuditRow, Verdict
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -180,15 +180,16 @@ def _print_rows(rows: Iterable[_Row], *, as_json: bool) -> None:
         if as_json:
             print_json_line(row)
         else:
-            write(escape(_line(row), keep="") + "\n")
+            write(row_line(row) + "\n")
 
 
-def _line(row: _Row) -> str:
+def row_line(row: "_Row | AuditRow") -> str:
+    """A row for people: one line, with nothing in it that steers a terminal."""
     fields = (f"{name}={_value(value)}" for name, value in row.fields.items())
     words = [row.time, str(row.sequence), row.kind, row.decision or "-", row.principal or "-", *fields]
     if row.request_id:
         words.append(f"request_id={row.request_id}")
-    return " ".join(words)
+    return escape(" ".join(words), keep="")
 
 
 def _value(value: object) -> str:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from clawbox.cli import grants
+from clawbox.cli.egress_serve import serve
 from clawbox.cli.errors import CliError, ExitCode
 from clawbox.cli.output import print_fields, show
 
@@ -26,17 +28,7 @@ app = typer.Typer(
     ),
 )
 
-GrantOption = Annotated[
-    Path, typer.Option("--grant", help="File that says what may be reached.", metavar="FILE")
-]
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        help="Settings file, for the credentials; default: CLAWBOX_CONFIG, ~/.clawbox/config.toml, "
-        "config/default.toml.",
-    ),
-]
+app.command()(serve)
 
 _SANDBOX = "egress"
 _OWNER = "operator"
@@ -45,12 +37,12 @@ _OWNER = "operator"
 @app.command()
 def explain(
     url: Annotated[str, typer.Argument(help="The URL of a request.")],
-    grant: GrantOption,
+    grant: grants.GrantOption,
     method: Annotated[str, typer.Option("--method", "-X", help="Its method.")] = "GET",
     resolve: Annotated[
         bool, typer.Option("--resolve", help="Resolve the name, if the grant allows it, and judge that, too.")
     ] = False,
-    config: ConfigOption = None,
+    config: grants.ConfigOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
 ) -> None:
     """Say what would happen to a request, and which rule decides. Nothing is sent.
@@ -61,7 +53,7 @@ def explain(
     from clawbox.egress.explain import explain as explain_request  # noqa: PLC0415 - not for --help
     from clawbox.egress.explain import needs_resolving  # noqa: PLC0415
 
-    file = _load(grant)
+    file = grants.load(grant)
     told = file.for_sandbox(_SANDBOX, _OWNER)
     secrets, unknown = _secrets(file, config)
     name = needs_resolving(told, url, method) if resolve else None
@@ -75,16 +67,6 @@ def explain(
     )
     if not found.allowed:
         raise typer.Exit(ExitCode.FAILED)
-
-
-def _load(path: Path) -> "GrantFile":
-    from clawbox.config import ConfigError  # noqa: PLC0415 - not for --help
-    from clawbox.egress.grant_file import load_grant  # noqa: PLC0415
-
-    try:
-        return load_grant(path)
-    except ConfigError as error:
-        raise CliError("; ".join(map(str, error.problems))) from None
 
 
 def _secrets(file: "GrantFile", config: Path | None) -> "tuple[SandboxSecrets | None, str]":

@@ -1,0 +1,316 @@
+"""``clawbox egress serve``: one sidecar in the foreground, with a keeper and a dialer of its own."""
+
+import asyncio
+import contextlib
+import hashlib
+import ipaddress
+import re
+import secrets
+import shlex
+import socket as sockets
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from clawbox.cli import grants
+from clawbox.cli.audit import row_line
+from clawbox.cli.errors import CliError, ExitCode
+from clawbox.cli.output import print_error, print_json_line, write
+
+if TYPE_CHECKING:
+    from clawbox.audit import AuditLog
+    from clawbox.config import Config
+    from clawbox.egress.grant_file import GrantFile
+    from clawbox.egress.sandbox_door import SandboxDoor
+    from clawbox.network_rules import NetworkRule
+
+_OWNER = "operator"
+_LOOK_SECONDS = 1.0
+_SHORTEST_TOKEN = 16
+
+
+def serve(
+    grant: grants.GrantOption,
+    listen: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Listen there for HTTP proxying; port 0 is any free one; repeat.", metavar="ADDR:PORT"
+        ),
+    ] = None,
+    socket: Annotated[
+        list[Path] | None,
+        typer.Option(help="Listen on a Unix socket, for this user; repeat.", metavar="PATH"),
+    ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="File with the token; absent: one is made, and printed once.", metavar="FILE"),
+    ] = None,
+    ca_out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where to write the certificate that clients must trust; absent: a file that goes when this "
+            "ends.",
+            metavar="FILE",
+        ),
+    ] = None,
+    audit_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder to keep the audit log in; absent: rows are only printed.", metavar="DIR"),
+    ] = None,
+    insecure: Annotated[
+        bool,
+        typer.Option(
+            "--insecure", help="Listen on another address than loopback: the network sees the token."
+        ),
+    ] = False,
+    config: grants.ConfigOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Write the line on stdout as JSON.")] = False,
+) -> None:
+    """Run one sidecar in the foreground until SIGTERM or Ctrl-C.
+
+    The first line on stdout, written when it serves, names where it listens: `HOST:PORT` and `unix:PATH`,
+    with blanks between, or with --json an object with addresses, the CA's file and a token that was made.
+    What people want to know, and a line for each request, is on stderr.
+    """
+    from clawbox.egress.keeper.bootstrap import hide_master_key  # noqa: PLC0415 - not for --help
+
+    try:
+        hide_master_key()  # before anything is started: this may be where the program is executed anew
+    except OSError as error:
+        raise CliError(f"the master key cannot be hidden: {error}") from error
+    places = [_place(text, insecure=insecure) for text in listen or ()]
+    paths = [path.absolute() for path in socket or ()]
+    if not places and not paths:
+        raise CliError("there is nowhere to listen", hint="Give --listen 127.0.0.1:3128 or --socket PATH")
+    from clawbox.config import Config, LoggingSettings  # noqa: PLC0415
+    from clawbox.telemetry import configure_logging  # noqa: PLC0415
+
+    file = grants.load(grant)
+    authorities = grants.authorities(file, grant)
+    settings = Config.load(config)
+    token = _read_token(token_file) if token_file is not None else secrets.token_urlsafe(32)
+    configure_logging(LoggingSettings(format="text", level="warning"))
+    with contextlib.ExitStack() as stack:
+        listeners = [stack.enter_context(_listening_tcp(host, port)) for host, port in places]
+        bound = [_address(listener) for listener in listeners]
+        listeners += [stack.enter_context(_listening_unix(path)) for path in paths]
+        temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="clawbox-egress-")))
+        run = _Run(
+            grant_path=grant.absolute(),
+            file=file,
+            authorities=authorities,
+            settings=settings,
+            token=token,
+            token_file=token_file,
+            listeners=listeners,
+            tcp=bound,
+            unix=paths,
+            ca_path=(ca_out or temporary / "ca.pem").absolute(),
+            audit_dir=(audit_dir or temporary / "audit").absolute(),
+            keeps_audit=audit_dir is not None,
+            as_json=as_json,
+        )
+        run.run()
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One run, with everything open that it needs."""
+
+    grant_path: Path
+    file: "GrantFile"
+    authorities: tuple[str, ...]
+    settings: "Config"
+    token: str
+    token_file: Path | None
+    listeners: list[sockets.socket]
+    tcp: list[tuple[str, int]]
+    unix: list[Path]
+    ca_path: Path
+    audit_dir: Path
+    keeps_audit: bool
+    as_json: bool
+
+    def run(self) -> None:
+        import uvloop  # noqa: PLC0415 - not for --help
+
+        from clawbox.egress.vault import VaultError  # noqa: PLC0415
+        from clawbox.errors import ClawboxError  # noqa: PLC0415
+
+        try:
+            uvloop.run(self._serve())
+        except* (ClawboxError, VaultError) as group:
+            error = _first(group)
+            raise CliError(f"egress cannot be served: {error}", code=ExitCode.FAILED) from error
+
+    async def _serve(self) -> None:
+        from clawbox.audit import AuditLog  # noqa: PLC0415 - not for --help
+        from clawbox.children.enforcement import can_have_own_uids  # noqa: PLC0415
+        from clawbox.children.uids import UidRange  # noqa: PLC0415
+        from clawbox.config.load import folder_of  # noqa: PLC0415
+        from clawbox.egress.dialer.messages import AddressPolicySpec  # noqa: PLC0415
+        from clawbox.egress.standalone import Standalone  # noqa: PLC0415
+        from clawbox.egress.supervisor import EgressSetup  # noqa: PLC0415
+        from clawbox.rpc.drain import shutdown_on_signals  # noqa: PLC0415
+        from clawbox.telemetry import Metrics  # noqa: PLC0415
+
+        table, children = self.file.grant, self.settings.children
+        addresses = AddressPolicySpec(table.trusted_networks, table.deny_addresses, tuple(self.tcp))
+        standalone = Standalone(
+            EgressSetup(self.settings.credentials.store_path, addresses, self.authorities),
+            folder_of(self.settings.file),
+            self.settings.credentials.master_key_file,
+            UidRange(children.uid_first, children.uid_count) if can_have_own_uids() else None,
+        )
+        # The name decides the CA: who trusts it for this grant file may do so the next time.
+        told = self.file.for_sandbox(f"egress-{_digest(self.grant_path)}", _OWNER)
+        stop = asyncio.Event()
+        with shutdown_on_signals(stop):
+            async with asyncio.TaskGroup() as tasks, AuditLog(self.audit_dir) as audit:
+                tasks.create_task(_print_rows(audit))
+                async with standalone.serve(
+                    told, self.token, self.listeners, audit=audit, metrics=Metrics()
+                ) as door:
+                    self.ca_path.write_text(door.ca_pem, "ascii")
+                    self._announce()
+                    await _until(stop, door)
+        print_error("clawbox: stopped.")
+
+    def _announce(self) -> None:
+        places = [f"{_bracketed(host)}:{port}" for host, port in self.tcp]
+        names = [*places, *(f"unix:{path}" for path in self.unix)]
+        made = None if self.token_file else self.token
+        if self.as_json:
+            print_json_line(
+                {
+                    "addresses": places,
+                    "sockets": [str(path) for path in self.unix],
+                    "ca": str(self.ca_path),
+                    "token": made,
+                }
+            )
+        else:
+            write(" ".join(names) + "\n")
+        lines = [
+            ("serving", str(self.grant_path)),
+            ("on", " ".join(names)),
+            ("ca", f"{self.ca_path}: of this sandbox alone; nothing else should trust it"),
+            ("token", f"{made}   (not shown again)" if made else f"in {self.token_file}"),
+            ("audit log", str(self.audit_dir) if self.keeps_audit else "not kept (--audit-dir DIR keeps it)"),
+            ("try", self._example()),
+        ]
+        print_error("".join(f"{name:<9}  {value}\n" for name, value in lines).rstrip())
+
+    def _example(self) -> str:
+        url = _example_url(self.file.rules)
+        token = f"$(cat {shlex.quote(str(self.token_file))})" if self.token_file else self.token
+        if self.tcp:
+            where, port = self.tcp[0]
+            proxy = f"--proxy http://x:{token}@{_bracketed(where)}:{port}"
+            if self.token_file:  # whose characters may mean something in a URL
+                proxy = f'--proxy http://{_bracketed(where)}:{port} --proxy-user "x:{token}"'
+            return f"curl {proxy} --cacert {shlex.quote(str(self.ca_path))} {url}"
+        header = f'-H "Proxy-Authorization: Bearer {token}"'
+        return f"curl --unix-socket {shlex.quote(str(self.unix[0]))} {header} http://localhost/{url}"
+
+
+def _example_url(rules: "Sequence[NetworkRule]") -> str:
+    """One that the first rule allows, where that can be told."""
+    if not rules:
+        return "https://example.com/"
+    rule = rules[0]
+    host = _bracketed(rule.host.removeprefix("*").removeprefix(".") or "example.com")
+    path = rule.path_prefixes[0] if rule.path_prefixes else "/"
+    if 443 in rule.ports:
+        return f"https://{host}{path}"
+    return f"http://{host}{path}" if 80 in rule.ports else f"https://{host}:{rule.ports[0]}{path}"
+
+
+async def _until(stop: asyncio.Event, door: "SandboxDoor") -> None:
+    """Until a signal comes, or the sidecar is not started again. Raises CliError for the latter."""
+    while not stop.is_set():
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), _LOOK_SECONDS)
+        if door.failure:
+            raise CliError(f"egress is served no more: {door.failure}", code=ExitCode.FAILED)
+
+
+async def _print_rows(audit: "AuditLog") -> None:
+    async with contextlib.aclosing(audit.watch()) as rows:
+        async for row in rows:
+            print_error(row_line(row))
+
+
+@contextlib.contextmanager
+def _listening_tcp(host: str, port: int) -> Iterator[sockets.socket]:
+    from clawbox.egress.standalone import listen_tcp  # noqa: PLC0415 - not for --help
+
+    try:
+        listener = listen_tcp(host, port)
+    except OSError as error:
+        raise CliError(f"--listen {_bracketed(host)}:{port}: {error.strerror or error}") from None
+    with listener:
+        yield listener
+
+
+@contextlib.contextmanager
+def _listening_unix(path: Path) -> Iterator[sockets.socket]:
+    from clawbox.egress.standalone import UnixSocket  # noqa: PLC0415 - not for --help
+
+    try:
+        listener = UnixSocket(path)
+    except OSError as error:
+        raise CliError(f"--socket {path}: {error.strerror or error}") from None
+    with listener:
+        yield listener.socket
+
+
+def _place(text: str, *, insecure: bool) -> tuple[str, int]:
+    found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+)|(localhost)):([0-9]{1,5})", text)
+    if found is None or int(found[4]) > 65535:
+        raise CliError(f"--listen {text}: not ADDR:PORT", hint="127.0.0.1:3128, for one, or [::1]:0")
+    host = "127.0.0.1" if found[3] else found[1] or found[2]
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        raise CliError(f"--listen {text}: {host} is no IP address") from None
+    if not address.is_loopback and not insecure:
+        raise CliError(
+            f"--listen {text}: not a loopback address, so the network would see the token",
+            hint="Say --insecure where that is meant, for a bridge of containers for one",
+        )
+    return str(address), int(found[4])
+
+
+def _address(listener: sockets.socket) -> tuple[str, int]:
+    host, port, *_ = listener.getsockname()
+    return str(host), int(port)
+
+
+def _read_token(path: Path) -> str:
+    from clawbox.config.fields import is_token  # noqa: PLC0415 - not for --help
+
+    token = path.read_text("utf-8").strip()
+    if not is_token(token) or len(token) < _SHORTEST_TOKEN:
+        raise CliError(
+            f"{path}: a token is {_SHORTEST_TOKEN} or more letters, digits and -._~+/",
+            hint=f"`openssl rand -hex 32 > {path}` makes one",
+        )
+    return token
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(str(path).encode("utf-8", "surrogateescape")).hexdigest()[:12]
+
+
+def _first(group: BaseExceptionGroup[Exception]) -> Exception:
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
