@@ -1,11 +1,12 @@
 """The loop of a confined child, here without the confinement; tests/security/egress sees it confined."""
 
 import asyncio
-import os
 import threading
+from pathlib import Path
 
 import pytest
 
+from clawbox.children.confine import open_descriptors
 from clawbox.children.event_loop import EventLoop
 
 
@@ -19,9 +20,9 @@ def loop():
 def test_it_runs_work_in_a_thread_of_its_own_and_opens_nothing_more(loop):
     async def work():
         await asyncio.sleep(0)
-        return threading.current_thread(), set(os.listdir("/proc/self/fd"))
+        return threading.current_thread(), open_descriptors()
 
-    before = set(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     thread, during = loop.run(work())
     assert thread is not threading.main_thread()
     assert len(during) == len(before)
@@ -37,4 +38,4 @@ def test_what_its_work_raises_is_raised(loop):
 
 def test_it_holds_a_descriptor_to_accept_and_close_with_when_there_are_no_others_left(loop):
     """Without it, a listener at the limit would be ready to accept for ever, and the loop would spin."""
-    assert "/dev/null" in {os.readlink(f"/proc/self/fd/{descriptor}") for descriptor in loop.descriptors}
+    assert Path("/dev/null") in {Path(f"/proc/self/fd/{one}").readlink() for one in loop.descriptors}
