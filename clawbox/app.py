@@ -21,11 +21,16 @@ import uvloop
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
 
 from clawbox import __version__
-from clawbox.audit import AuditLog
+from clawbox.audit import AuditLog, signed_heads
 from clawbox.auth import TokenTable, watch_tokens
 from clawbox.children import linux
 from clawbox.children.enforcement import can_have_own_uids
 from clawbox.children.uids import UidRange
+from clawbox.egress.keeper.bootstrap import open_keys
+from clawbox.egress.setup import egress_setup, listening_at, sandbox_limits
+from clawbox.egress.supervisor import EgressSupervisor
+from clawbox.egress.vault import VaultError
+from clawbox.egress.wasm_doors import WasmDoors
 from clawbox.policy import ShapeAction, ToolCeiling
 from clawbox.rpc.drain import shutdown_on_signals
 from clawbox.rpc.sandbox import SandboxServicer
@@ -42,7 +47,9 @@ from clawbox.wasm.pool import WorkerPool
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from clawbox.children.enforcement import Enforcement
     from clawbox.config import Config
+    from clawbox.egress.supervisor import EgressStatus
     from clawbox.rpc.access import Refusal
 
 log = structlog.get_logger("clawbox.app")
@@ -119,6 +126,11 @@ async def build_server(config: Config) -> AsyncIterator[RunningServer]:
         )
         metrics.watch_pool(pool.stats)
         metrics.watch_tools(catalog.runnable)
+        egress = await stack.enter_async_context(_egress(config, audit, metrics, uids))
+        doors = None
+        if egress.supervisor is not None:
+            limits = sandbox_limits(config.egress, config.proxy)
+            doors = await stack.enter_async_context(WasmDoors(egress.supervisor, limits, ceiling.on_shape))
         executor = Executor(
             catalog,
             pool,
@@ -126,6 +138,7 @@ async def build_server(config: Config) -> AsyncIterator[RunningServer]:
             scanner=OutputScanner(config.sandbox.on_injection),
             audit=audit,
             metrics=metrics,
+            door=doors,
         )
 
         def refused(refusal: Refusal) -> None:
@@ -141,8 +154,11 @@ async def build_server(config: Config) -> AsyncIterator[RunningServer]:
 
         rpc = await stack.enter_async_context(RpcServer(config.server, tokens, metrics, on_refusal=refused))
         serve_sandbox(rpc, SandboxServicer(executor, catalog, audit, ceiling))
-        serve_system(rpc, SystemServicer(pool, audit, rpc.executions, tokens))
+        serve_system(rpc, SystemServicer(pool, audit, rpc.executions, tokens, egress))
         await rpc.start()
+        if egress.supervisor is not None:
+            own = (config.server.host, rpc.port), (config.metrics.host, endpoint.port)
+            egress.supervisor.refuse_addresses(listening_at(own))
         for service in _SERVED:
             rpc.health.set(service, serving=True)
         pool.watch_availability(functools.partial(rpc.health.set, _SERVED[0]))
@@ -156,6 +172,27 @@ async def build_server(config: Config) -> AsyncIterator[RunningServer]:
         )
         yield RunningServer(rpc.port, endpoint.port, rpc, pool, metrics)
         log.info("stopping")
+
+
+@contextlib.asynccontextmanager
+async def _egress(
+    config: Config, audit: AuditLog, metrics: Metrics, uids: UidRange | None
+) -> AsyncIterator[Egress]:
+    """Sandboxes' ways out, and signatures for the audit log; where they cannot be, sandboxes have none."""
+    setup = egress_setup(config)
+    folder = config.file.parent if config.file is not None else config.credentials.store_path.parent
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            keys = stack.enter_context(open_keys(folder, config.credentials.master_key_file))
+        except (VaultError, OSError) as error:
+            log.error("sandboxes have no way out", problem=str(error))  # noqa: TRY400 - it says all
+            yield Egress(None, str(error))
+            return
+        supervisor = await stack.enter_async_context(
+            EgressSupervisor(setup, keys, audit=audit, metrics=metrics, uids=uids)
+        )
+        await stack.enter_async_context(signed_heads(audit, supervisor))
+        yield Egress(supervisor)
 
 
 def tool_ceiling(config: Config) -> ToolCeiling:
@@ -197,6 +234,23 @@ def _uids(config: Config) -> UidRange | None:
     if not can_have_own_uids():
         return None
     return UidRange(config.children.uid_first, config.children.uid_count)
+
+
+class Egress:
+    """The ways out as a whole, for System.GetStatus."""
+
+    def __init__(self, supervisor: EgressSupervisor | None, problem: str = "") -> None:
+        self.supervisor = supervisor
+        self.problem = problem
+        """Why there is none."""
+
+    def status(self) -> EgressStatus | None:
+        """How the parts do; None where there are none."""
+        return None if self.supervisor is None else self.supervisor.status()
+
+    def enforcements(self) -> tuple[Enforcement, ...]:
+        """What confines them."""
+        return () if self.supervisor is None else self.supervisor.enforcements()
 
 
 class _PoolMetrics:

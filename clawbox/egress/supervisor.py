@@ -1,7 +1,8 @@
 """Everything that is outside of the sandboxes' way out and keeps it: keeper, dialer, and a door for each.
 
-Nothing runs until the first sandbox needs it: a server whose sandboxes reach nothing pays nothing. From then
-on one forkserver makes all these processes, and each that dies is followed by another.
+Nothing runs until it is needed: the keeper when the first head of the audit log is signed, the rest with the
+first sandbox that may reach anything. From then on one forkserver makes all these processes, and each that
+dies is followed by another.
 """
 
 from __future__ import annotations
@@ -13,6 +14,10 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
+import msgspec
+
+from clawbox.audit.heads import SignerGoneError
+from clawbox.children.enforcement import Enforcement, probe_egress
 from clawbox.children.launcher import Launcher
 from clawbox.egress.dialer.control import KIND as DIALER
 from clawbox.egress.dialer.control import DialerControl
@@ -73,7 +78,7 @@ class EgressStatus:
     """How the parts do, for System.GetStatus."""
 
     started: bool
-    """Whether anything needed a way out yet."""
+    """Whether any sandbox needed a way out yet."""
     keeper: bool
     dialer: bool
     sidecars: int
@@ -113,7 +118,7 @@ class EgressSupervisor:
         self._doors: set[SandboxDoor] = set()
         self._recordable = True
         self._starting = asyncio.Lock()
-        self._started = False
+        self._keeper_started = False
         self._watching: asyncio.Task[None] | None = None
         self._tasks = asyncio.TaskGroup()
         self._stack = contextlib.AsyncExitStack()
@@ -159,7 +164,8 @@ class EgressSupervisor:
         """
         if not self._open:
             raise ClawboxError(Reason.SHUTTING_DOWN, "the server is stopping")
-        await self._start_once()
+        await self._start_keeper()
+        await self._start_dialer()
         door = SandboxDoor(grant, self._around, SandboxRecorder(grant, self._audit, self._metrics))
         self._doors.add(door)
         try:
@@ -170,6 +176,25 @@ class EgressSupervisor:
             await door.close()
             self._keeper.forget(grant.sandbox)
 
+    def refuse_addresses(self, listeners: tuple[tuple[str, int], ...]) -> None:
+        """Have no sandbox reach where this program itself listens (15)."""
+        self._dialer.use_addresses(msgspec.structs.replace(self._setup.addresses, listeners=listeners))
+
+    async def sign(self, sequence: int, digest: str) -> bytes:
+        """Have the keeper sign a head of the audit log. Raises SignerGoneError."""
+        if not self._open:
+            raise SignerGoneError("the server is stopping")
+        try:
+            await self._start_keeper()
+        except ClawboxError as error:
+            raise SignerGoneError(str(error)) from None
+        return await self._keeper.sign(sequence, digest)
+
+    def enforcements(self) -> tuple[Enforcement, ...]:
+        """What confines these processes on this machine, and what does not; nothing before one runs."""
+        status = self._launcher.status
+        return () if status is None else probe_egress(status)
+
     def status(self) -> EgressStatus:
         """How the parts do."""
         credentials = self._keeper.status
@@ -178,23 +203,21 @@ class EgressSupervisor:
             fault = "cannot be used: " + ", ".join(sorted(credentials.broken))
         serving = sum(door.serving for door in self._doors)
         return EgressStatus(
-            started=self._started,
+            started=self._watching is not None,
             keeper=self._keeper.running,
             dialer=self._dialer.running,
             sidecars=serving,
             down=len(self._doors) - serving,
-            credential_fault=fault if self._started else "",
+            credential_fault=fault if self._keeper.running else "",
         )
 
-    async def _start_once(self) -> None:
-        """Start what all sandboxes share, when the first one needs it. Raises SANDBOX_UNAVAILABLE."""
+    async def _start_keeper(self) -> None:
+        """Start the keeper, when it is needed first. Raises SANDBOX_UNAVAILABLE."""
         async with self._starting:
-            if not self._started:
+            if not self._keeper_started:
                 await self._stack.enter_async_context(self._launcher)
-                await self._stack.enter_async_context(self._dialer)
                 await self._stack.enter_async_context(self._keeper)
-                self._watching = self._tasks.create_task(self._watch_audit(), name="audit state of sidecars")
-                self._started = True
+                self._keeper_started = True
         try:
             async with asyncio.timeout(FIRST_START_SECONDS):
                 await self._keeper.begun()
@@ -205,6 +228,13 @@ class EgressSupervisor:
                 retry_after=1.0,
                 why="the keeper of secrets does not start",
             ) from None
+
+    async def _start_dialer(self) -> None:
+        """Start what all sandboxes share beside the keeper, when the first one needs it."""
+        async with self._starting:
+            if self._watching is None:
+                await self._stack.enter_async_context(self._dialer)
+                self._watching = self._tasks.create_task(self._watch_audit(), name="audit state of sidecars")
 
     async def _watch_audit(self) -> None:
         """Tell sidecars when rows cannot be written: they refuse requests then (``audit.on_error``)."""

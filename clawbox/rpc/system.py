@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from clawbox.audit import AuditLog
     from clawbox.children.enforcement import Enforcement
+    from clawbox.egress.supervisor import EgressStatus
     from clawbox.wasm.pool import PoolStats
 
     Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
@@ -60,12 +61,31 @@ class Tokens(Protocol):
         """How many there are."""
 
 
+class Egress(Protocol):
+    """What is asked of the sandboxes' ways out: :class:`clawbox.app.Egress`."""
+
+    problem: str
+    """Why there is none; empty: there is one."""
+
+    def status(self) -> EgressStatus | None:
+        """How its parts do; None where there are none."""
+
+    def enforcements(self) -> tuple[Enforcement, ...]:
+        """What confines its processes on this machine, and what does not."""
+
+
 class SystemServicer(system_pb2_grpc.SystemServicer):
     """Tells about the server. It has run since it was made."""
 
     def __init__(
-        self, pool: PoolStatus, audit: AuditLog, executions: ExecutionPlaces, tokens: Tokens
+        self,
+        pool: PoolStatus,
+        audit: AuditLog,
+        executions: ExecutionPlaces,
+        tokens: Tokens,
+        egress: Egress,
     ) -> None:
+        self._egress = egress
         self._tokens = tokens
         self._pool = pool
         self._audit = audit
@@ -81,6 +101,7 @@ class SystemServicer(system_pb2_grpc.SystemServicer):
             self._wasm_engine(),
             self._audit_log(),
             self._token_table(),
+            *self._way_out(),
             *(
                 system_pb2.Component(name=name, state=system_pb2.COMPONENT_STATE_DISABLED, detail=_NOT_SERVED)
                 for name in ("docker", "agents")
@@ -95,7 +116,7 @@ class SystemServicer(system_pb2_grpc.SystemServicer):
             queued_executions=self._executions.queued,
             enforcements=[
                 system_pb2.Enforcement(name=found.name, in_force=found.in_force, detail=found.detail)
-                for found in self._pool.enforcements()
+                for found in (*self._pool.enforcements(), *self._egress.enforcements())
             ],
         )
         response.start_time.FromNanoseconds(self._started_ns)
@@ -127,6 +148,36 @@ class SystemServicer(system_pb2_grpc.SystemServicer):
         if not stats.workers and not stats.starting:
             state, detail = system_pb2.COMPONENT_STATE_DOWN, "no worker process runs; the log says why"
         return system_pb2.Component(name="wasm_engine", state=state, detail=detail)
+
+    def _way_out(self) -> tuple[system_pb2.Component, ...]:
+        status = self._egress.status()
+        if status is None:
+            return (
+                system_pb2.Component(
+                    name="egress",
+                    state=system_pb2.COMPONENT_STATE_DOWN,
+                    detail=f"sandboxes reach nothing: {self._egress.problem}",
+                ),
+            )
+        missing = [name for name, runs in (("keeper", status.keeper), ("dialer", status.dialer)) if not runs]
+        state, detail = system_pb2.COMPONENT_STATE_OK, f"{status.sidecars} sidecars"
+        if not status.started:
+            detail = "starts with the first sandbox that may reach anything"
+        elif missing:
+            state = system_pb2.COMPONENT_STATE_DOWN
+            detail = f"nothing can be reached: no {' and no '.join(missing)} runs; the log says why"
+        elif status.down:
+            # Whose sidecars crash is for the log to say: a sandbox must not make the server look ill.
+            detail += f"; {status.down} sandboxes have no way out just now"
+        credentials = system_pb2.Component(
+            name="credentials",
+            state=system_pb2.COMPONENT_STATE_OK,
+            detail="usable" if status.keeper else "not read yet",
+        )
+        if status.credential_fault:
+            credentials.state = system_pb2.COMPONENT_STATE_DEGRADED
+            credentials.detail = status.credential_fault
+        return system_pb2.Component(name="egress", state=state, detail=detail), credentials
 
     def _token_table(self) -> system_pb2.Component:
         if self._tokens.problem is not None:

@@ -15,10 +15,14 @@ import pytest_asyncio
 from clawbox_client.v1 import sandbox_pb2_grpc, system_pb2_grpc
 from pydantic import SecretStr
 
+from clawbox.app import Egress
 from clawbox.audit import AuditLog
 from clawbox.auth import Principal, TokenTable
 from clawbox.children.uids import UidRange
 from clawbox.config import ServerSettings
+from clawbox.egress.dialer.messages import AddressPolicySpec
+from clawbox.egress.keeper.bootstrap import open_keys
+from clawbox.egress.supervisor import EgressSetup, EgressSupervisor
 from clawbox.network_rules import NetworkRule
 from clawbox.policy import ToolCeiling
 from clawbox.rpc.sandbox import SandboxServicer
@@ -124,13 +128,18 @@ async def _serving(folder: Path) -> AsyncIterator[Stack]:
         executor = Executor(
             catalog, pool, ceiling=CEILING, scanner=OutputScanner(), audit=audit, metrics=metrics
         )
+        keys = stack.enter_context(open_keys(folder, None, {}))
+        setup = EgressSetup(folder / "credentials.enc", AddressPolicySpec())
+        egress = await stack.enter_async_context(
+            EgressSupervisor(setup, keys, audit=audit, metrics=metrics, uids=uids)
+        )
         settings = ServerSettings(port=0, auth_token=SecretStr("root-token-0123456789"), insecure=True)
         server = await stack.enter_async_context(RpcServer(settings, tokens, metrics))
         servicer = SandboxServicer(executor, catalog, audit, CEILING)
         server.serve(sandbox_pb2_grpc.add_SandboxServicer_to_server, servicer)
         server.serve(
             system_pb2_grpc.add_SystemServicer_to_server,
-            SystemServicer(pool, audit, server.executions, tokens),
+            SystemServicer(pool, audit, server.executions, tokens, Egress(egress)),
         )
         await server.start()
         address = f"127.0.0.1:{server.port}"

@@ -347,6 +347,8 @@ async def test_the_status_says_how_the_parts_do(stack):
         "wasm_engine": system_pb2.COMPONENT_STATE_OK,
         "audit": system_pb2.COMPONENT_STATE_OK,
         "tokens": system_pb2.COMPONENT_STATE_OK,
+        "egress": system_pb2.COMPONENT_STATE_OK,
+        "credentials": system_pb2.COMPONENT_STATE_OK,
         "docker": system_pb2.COMPONENT_STATE_DISABLED,
         "agents": system_pb2.COMPONENT_STATE_DISABLED,
     }
