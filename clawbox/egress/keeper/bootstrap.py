@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+    from clawbox.config import Config
+
 DESCRIPTOR_VARIABLE: Final = "CLAWBOX_MASTER_KEY_FD"
 """Tells the program that was executed anew where its key is: a number, which is no secret."""
 IDENTITY_FILE: Final = "identity.key"
@@ -106,6 +108,11 @@ def open_keys(folder: Path, key_file: Path | None, environ: MutableMapping[str, 
         else:
             return Keys(os.dup(identity), None, Fault.NO_KEY.value)
         return Keys(os.dup(identity), key)
+
+
+def identity_folder(config: Config) -> Path:
+    """Where a server with these settings has its identity key: beside its settings, else its credentials."""
+    return config.file.parent if config.file is not None else config.credentials.store_path.parent
 
 
 def read_public_key(folder: Path) -> bytes:

@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 KIND: Final = "keeper"
+HAND_OUTS_AT_ONCE: Final = 32
+"""How many may be under way: more descriptors would not fit into the keeper's socket."""
 START_SECONDS: Final = 30.0
 """How long a keeper may take to say that it has its keys."""
 FIRST_PAUSE_SECONDS: Final = 0.1
@@ -58,7 +60,7 @@ SETTLED_SECONDS: Final = 5.0
 
 
 class KeeperUnavailableError(Exception):
-    """There is no keeper any more: the server is stopping."""
+    """The secrets of a sidecar will not come: it is gone, or the server is stopping."""
 
 
 @dataclass(eq=False, slots=True)
@@ -103,7 +105,8 @@ class Keeper:
         self._storing = 0
         self._stored: list[asyncio.Future[Stored]] = []
         self._recipients: dict[int, Recipient] = {}
-        self._waiting: set[Recipient] = set()
+        self._waiting: dict[Recipient, None] = {}  # in the order in which they came
+        self._unanswered: set[int] = set()
         self._signing: deque[asyncio.Future[bytes]] = deque()
         self._last_number = 0
         self._starts = 0
@@ -172,15 +175,13 @@ class Keeper:
         """Have a sidecar sent the credentials of its grant and its CA, now and whenever they change.
 
         ``deliver`` is given the sidecar's end of a stream pair, which is closed after it returns: once now,
-        and again with each new keeper. It may raise ChannelClosedError. ``closed`` is told why the keeper
-        gave a sidecar up that was not dismissed. Returns once the keeper has sent the first secrets. Raises
-        KeeperUnavailableError.
+        and again with each new keeper. It may raise ChannelClosedError: the sidecar is gone. ``closed`` is
+        told why a sidecar was given up that was not dismissed. Returns once the keeper has sent the first
+        secrets. Raises KeeperUnavailableError.
         """
         recipient = Recipient(sandbox, owner, credentials, deliver, closed)
-        if self._running:
-            self._give(recipient)
-        else:
-            self._waiting.add(recipient)
+        self._waiting[recipient] = None
+        self._give_next()
         try:
             await recipient.first
         except BaseException:
@@ -190,9 +191,10 @@ class Keeper:
 
     def dismiss(self, recipient: Recipient) -> None:
         """It gets nothing any more."""
-        self._waiting.discard(recipient)
+        self._waiting.pop(recipient, None)
         if self._recipients.pop(recipient.number, None) is not None:
             self._send(Dismiss(recipient.number))
+            self._answered(recipient.number)
 
     def forget(self, sandbox: str) -> None:
         """The sandbox's retention ended: what it had need not be known any more (docs/security.md, 76)."""
@@ -266,16 +268,16 @@ class Keeper:
         self._running = True
         self._storing = 0
         self._send_store()
-        for recipient in list(self._waiting):
-            self._give(recipient)
+        self._give_next()
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
     def _stop_serving(self) -> None:
         self._running = False
         self._process = None
-        self._waiting |= set(self._recipients.values())
+        self._waiting = dict.fromkeys([*self._recipients.values(), *self._waiting])
         self._recipients.clear()
+        self._unanswered.clear()
         while self._signing:
             _fail(self._signing.popleft(), SignerGoneError("the keeper ended before it signed"))
 
@@ -287,12 +289,18 @@ class Keeper:
         self._storing += 1
         self._send(self._store)
 
+    def _give_next(self) -> None:
+        """Hand out to those that wait, but to no more at once than the keeper's socket has room for."""
+        while self._running and self._waiting and len(self._unanswered) < HAND_OUTS_AT_ONCE:
+            recipient = next(iter(self._waiting))
+            del self._waiting[recipient]
+            self._give(recipient)
+
     def _give(self, recipient: Recipient) -> None:
         """Make a pair, and hand the keeper its end and the sidecar's."""
         assert self._process is not None
         self._last_number += 1
         recipient.number = number = self._last_number
-        self._waiting.discard(recipient)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with ours, theirs:
             # What a sidecar would write meets a closed door: it cannot ask (docs/security.md, 44).
@@ -300,13 +308,21 @@ class Keeper:
             try:
                 recipient.deliver(theirs)
             except ChannelClosedError:
-                # It died, which whoever asked for it will notice, or has.
-                self._waiting.add(recipient)
+                self._give_up(recipient, "it is gone")
                 return
             self._recipients[number] = recipient
+            self._unanswered.add(number)
             self._send(HandOut(number, recipient.sandbox, recipient.owner, recipient.credentials))
             with contextlib.suppress(ChannelClosedError):  # then another keeper will do all this again
                 self._process.hand("sidecar", number, ours.fileno())
+
+    def _give_up(self, recipient: Recipient, why: str) -> None:
+        _fail(recipient.first, KeeperUnavailableError(why))
+        recipient.closed(why)
+
+    def _answered(self, number: int) -> None:
+        self._unanswered.discard(number)
+        self._give_next()
 
     # What it says
 
@@ -323,8 +339,8 @@ class Keeper:
             case Closed(number, why):
                 if (recipient := self._recipients.pop(number, None)) is not None:
                     _log.warning("the sidecar of %s gets no secrets any more: %s", recipient.sandbox, why)
-                    _fail(recipient.first, KeeperUnavailableError(why))
-                    recipient.closed(why)
+                    self._give_up(recipient, why)
+                    self._answered(number)
             case SignedHead(signature=signature):
                 if not self._signing:
                     raise FrameError("a signature that nobody asked for")
@@ -365,6 +381,7 @@ class Keeper:
         )
         if not recipient.first.done():
             recipient.first.set_result(report)
+        self._answered(report.number)
 
 
 _DECODER: Final = msgspec.msgpack.Decoder[FromKeeper](FromKeeper)

@@ -57,6 +57,8 @@ class Sidecar:
         self._ready: list[bytes] = []
 
     def deliver(self, end: socket.socket) -> None:
+        if self.ends:
+            self.ends[-1].close()
         mine = end.dup()
         mine.setblocking(False)
         self.ends.append(mine)

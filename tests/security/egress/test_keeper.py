@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from clawbox.audit import AuditLog, SignerGoneError, signed_heads, verify
-from clawbox.children.channel import encode_frame
+from clawbox.children.channel import ChannelClosedError, encode_frame
 from clawbox.children.enforcement import can_have_own_uids
 from clawbox.egress.credentials import (
     BasicAttachment,
@@ -25,6 +25,7 @@ from clawbox.egress.credentials import (
 )
 from clawbox.egress.keeper import outbox as outbox_module
 from clawbox.egress.keeper.bootstrap import read_public_key
+from clawbox.egress.keeper.control import KeeperUnavailableError
 from clawbox.egress.keeper.holdings import NOT_THERE
 from clawbox.egress.keeper.messages import HandOut
 from clawbox.egress.keeper.outbox import Outbox, PeerGoneError
@@ -347,7 +348,9 @@ async def test_one_that_is_dismissed_gets_nothing_any_more(tmp_path, vault):
         assert not sidecar.closed
 
 
-async def test_rule_63_the_keeper_is_alone_without_network_or_privileges_and_dumps_no_core(tmp_path, own_network):
+async def test_rule_63_the_keeper_is_alone_without_network_or_privileges_and_dumps_no_core(
+    tmp_path, own_network
+):
     async with keeping(tmp_path) as world:
         proc = world.proc
         lines = (proc / "status").read_text().splitlines()
@@ -367,6 +370,30 @@ async def test_rule_63_the_keeper_is_alone_without_network_or_privileges_and_dum
         if not world.launcher.status.memory_lock:
             assert status["VmLck"].split()[0] != "0"
         assert world.open_files() == 6  # /dev/null thrice, its loop, and both ways to control: no key
+
+
+async def test_many_sidecars_are_all_served_by_the_keeper_that_follows(tmp_path, vault):
+    async with keeping(tmp_path) as world:
+        made = await asyncio.gather(*(world.sidecar(f"sandbox-{number}", "github") for number in range(300)))
+        await world.crash()
+        for sidecar, _ in made:
+            await sidecar.delivered(2)
+            assert list((await sidecar.receive()).sandbox_secrets().known()) == [("github", OLD)]
+        assert world.keeper.restarts == 1
+
+
+async def test_a_sidecar_that_is_gone_before_it_gets_anything_is_an_error_and_the_next_is_served(
+    tmp_path, vault
+):
+    async with keeping(tmp_path) as world:
+
+        def deliver(end):
+            raise ChannelClosedError
+
+        with pytest.raises(KeeperUnavailableError, match="gone"):
+            await world.keeper.hand_out("sandbox-1", "ann", ("github",), deliver)
+        sidecar, _ = await world.sidecar("sandbox-1", "github")
+        await sidecar.receive()
 
 
 async def test_sidecars_and_signatures_wait_for_the_keeper_that_follows(tmp_path, vault):
