@@ -91,10 +91,7 @@ class ToolPolicySettings(Settings):
 
 
 class ProxySettings(Settings):
-    """``host_call`` and the sidecar's ``POST /proxy``, which answer with whole bodies.
-
-    Planned: checked, and without effect until egress is served.
-    """
+    """``http_request`` of tools and the sidecar's ``POST /proxy``, which answer with whole bodies."""
 
     max_response_bytes: Bytes = 1_048_576
     """Largest response body, in bytes; a larger one is an error."""
@@ -103,11 +100,7 @@ class ProxySettings(Settings):
 
 
 class EgressSettings(Settings):
-    """Limits and addresses of every sandbox's way out.
-
-    Planned: until egress is served, ``max_concurrent`` and ``on_shape`` bound what a manifest may ask for,
-    and the rest is checked and without effect.
-    """
+    """Limits and addresses of every sandbox's way out."""
 
     requests_per_second: Count = 100
     """Requests per second of one sandbox, in the long run."""
@@ -132,7 +125,7 @@ class EgressSettings(Settings):
 class CredentialsSettings(Settings):
     """The encrypted file of credentials; its key comes from ``CLAWBOX_MASTER_KEY`` or from a file.
 
-    `clawbox creds` keeps and checks it. Planned: no server uses it until egress is served.
+    `clawbox creds` keeps and checks it. The server's keeper reads it again whenever it changes.
     """
 
     store_path: FilePath = Path("~/.clawbox/credentials.enc")
