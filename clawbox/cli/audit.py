@@ -1,6 +1,7 @@
 """``clawbox audit``: the record of what was allowed, refused and done."""
 
 import dataclasses
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC
@@ -36,6 +37,7 @@ DirOption = Annotated[
 ]
 
 _POLL_SECONDS = 0.2
+_KEY = re.compile(r"[0-9A-Fa-f]{64}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,20 +64,30 @@ def verify(
             help="A head that was noted elsewhere before: finds a log that was cut short or written anew.",
         ),
     ] = None,
+    public_key: Annotated[
+        str | None,
+        typer.Option(
+            "--public-key",
+            metavar="KEY",
+            help="What heads are signed with, 64 hexadecimal digits or a file that holds them "
+            "(`clawbox audit key`): finds a log that somebody else wrote.",
+        ),
+    ] = None,
     config: ConfigOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
 ) -> None:
     """Check every row of the log, offline: that none was changed, taken out or put in.
 
-    Exit code 0 means that all rows are good, 1 that one is bad (the first is named) or that the expected head
-    is not there, 2 that the log cannot be read. Rows that were removed for their age are not bad; they are
-    counted as pruned.
+    Exit code 0 means that all rows are good, 1 that one is bad (the first is named), or that the expected
+    head or every signature is missing, 2 that the log cannot be read. Rows that were removed for their age
+    are not bad; they are called pruned.
     """
     from clawbox.audit import verify as check  # noqa: PLC0415 - not for --help
 
+    key = None if public_key is None else _public_key(public_key)
     folder = _folder(directory, config)
     try:
-        verdict = check(folder, expected_head)
+        verdict = check(folder, expected_head, public_key=key)
     except ValueError as error:
         raise CliError(f"--expected-head: {error}") from None
     show(
@@ -85,6 +97,25 @@ def verify(
     )
     if not verdict.ok:
         raise typer.Exit(ExitCode.FAILED)
+
+
+@app.command("key")
+def show_key(config: ConfigOption = None) -> None:
+    """Print what the server signs heads of its log with, for `clawbox audit verify --public-key`.
+
+    Note it elsewhere: it is of use to who does not trust this machine any more.
+    """
+    from clawbox.config import Config  # noqa: PLC0415 - not for --help
+    from clawbox.egress.keeper.bootstrap import identity_folder, read_public_key  # noqa: PLC0415
+
+    folder = identity_folder(Config.load(config))
+    try:
+        key = read_public_key(folder)
+    except FileNotFoundError as error:
+        raise CliError(
+            f"there is no {error.filename}: no server has run with these settings", code=ExitCode.NOT_FOUND
+        ) from None
+    write(f"{key.hex()}\n")
 
 
 def tail(
@@ -165,6 +196,22 @@ def _folder(directory: Path | None, config: Path | None) -> Path:
     return directory
 
 
+def _public_key(text: str) -> bytes:
+    from clawbox.audit.heads import public_key_of  # noqa: PLC0415 - not for --help
+
+    if _KEY.fullmatch(text) is None:
+        path = Path(text)
+        text = path.read_text("ascii", "replace").strip()
+        if _KEY.fullmatch(text) is None:
+            raise CliError(f"--public-key: {path} does not hold 64 hexadecimal digits")
+    key = bytes.fromhex(text)
+    try:
+        public_key_of(key)
+    except ValueError as error:
+        raise CliError(f"--public-key: {error}") from None
+    return key
+
+
 def _from_folder(row: Any) -> _Row:
     return _Row(*(getattr(row, field.name) for field in dataclasses.fields(_Row)))
 
@@ -202,6 +249,14 @@ def _fields_of(verdict: "Verdict") -> dict[str, object]:
     return {field.name: getattr(verdict, field.name) for field in dataclasses.fields(verdict)}
 
 
+def _signatures(verdict: "Verdict") -> str:
+    if verdict.signatures == "found":
+        return f"good: rows up to {verdict.signed_sequence} are of who has the key"
+    if verdict.signatures == "not found":
+        return "NONE with this key: anybody may have written all of it"
+    return "not checked (--public-key)"
+
+
 def _show_verdict(folder: Path, verdict: "Verdict", expected_head: str | None) -> None:
     if not verdict.rows:
         good = "none"
@@ -222,6 +277,7 @@ def _show_verdict(folder: Path, verdict: "Verdict", expected_head: str | None) -
             ("good rows", good + (" (those after the bad one were not looked at)" if bad else "")),
             ("head", verdict.head),
             ("expected head", verdict.expected_head if expected_head is not None else ""),
+            ("signatures", _signatures(verdict)),
             ("pruned", gone if verdict.pruned else ""),
             ("lost rows", "told of by " + ", ".join(map(str, verdict.gaps)) if verdict.gaps else ""),
         ]

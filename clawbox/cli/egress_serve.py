@@ -151,8 +151,8 @@ class _Run:
         from clawbox.audit import AuditLog  # noqa: PLC0415 - not for --help
         from clawbox.children.enforcement import can_have_own_uids  # noqa: PLC0415
         from clawbox.children.uids import UidRange  # noqa: PLC0415
-        from clawbox.config.load import folder_of  # noqa: PLC0415
         from clawbox.egress.dialer.messages import AddressPolicySpec  # noqa: PLC0415
+        from clawbox.egress.keeper.bootstrap import identity_folder  # noqa: PLC0415
         from clawbox.egress.standalone import Standalone  # noqa: PLC0415
         from clawbox.egress.supervisor import EgressSetup  # noqa: PLC0415
         from clawbox.rpc.drain import shutdown_on_signals  # noqa: PLC0415
@@ -162,7 +162,7 @@ class _Run:
         addresses = AddressPolicySpec(table.trusted_networks, table.deny_addresses, tuple(self.tcp))
         standalone = Standalone(
             EgressSetup(self.settings.credentials.store_path, addresses, self.authorities),
-            folder_of(self.settings.file),
+            identity_folder(self.settings),
             self.settings.credentials.master_key_file,
             UidRange(children.uid_first, children.uid_count) if can_have_own_uids() else None,
         )
@@ -240,9 +240,12 @@ async def _until(stop: asyncio.Event, door: "SandboxDoor") -> None:
 
 
 async def _print_rows(audit: "AuditLog") -> None:
+    from clawbox.audit.heads import KIND as HEAD  # noqa: PLC0415 - not for --help
+
     async with contextlib.aclosing(audit.watch()) as rows:
         async for row in rows:
-            print_error(row_line(row))
+            if row.kind != HEAD:  # the log's own affair
+                print_error(row_line(row))
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
+from clawbox.audit import signed_heads
 from clawbox.egress.keeper.bootstrap import open_keys
 from clawbox.egress.supervisor import EgressSetup, EgressSupervisor
 
@@ -60,6 +61,7 @@ class Standalone:
                 EgressSupervisor(
                     self.setup, keys, audit=audit, metrics=metrics, uids=self.uids
                 ) as supervisor,
+                signed_heads(audit, supervisor),
                 supervisor.sandbox(grant) as door,
             ):
                 door.admit(hashlib.sha256(token.encode()).digest())

@@ -9,7 +9,8 @@ import sys
 import pytest
 from clawbox_client.v1 import system_pb2
 
-from clawbox.audit import AuditLog
+from clawbox.audit import AuditLog, signed_heads
+from clawbox.egress.keeper.identity import IDENTITY_BYTES, Identity
 
 
 async def written(folder, count, first=0, **settings):
@@ -55,9 +56,9 @@ async def test_the_first_bad_row_is_named(cli, folder):
     path.write_text(path.read_text().replace("h2.example.com", "h9.example.com"))
     ended = await cli("audit", "verify", "--dir", str(folder))
     assert ended.code == 1
-    assert "verdict    BAD\n" in ended.out
-    assert "bad row    audit.jsonl line 3, row 3: its hash does not fit its content\n" in ended.out
-    assert "good rows  2, numbers 1 to 2 (those after the bad one were not looked at)\n" in ended.out
+    assert "verdict     BAD\n" in ended.out
+    assert "bad row     audit.jsonl line 3, row 3: its hash does not fit its content\n" in ended.out
+    assert "good rows   2, numbers 1 to 2 (those after the bad one were not looked at)\n" in ended.out
     answer = json.loads((await cli("audit", "verify", "--dir", str(folder), "--json")).out)
     assert answer["ok"] is False
     assert answer["bad"]["sequence"] == 3
@@ -181,3 +182,62 @@ async def test_a_server_is_only_followed(cli, server):
     ended = await cli("audit", "tail")
     assert (ended.code, "Say --follow" in ended.err) == (2, True)
     assert server.calls("WatchAudit") == []
+
+
+class Keyholder:
+    """Signs heads as the keeper does."""
+
+    def __init__(self, identity: bytes) -> None:
+        self.identity = Identity(identity)
+
+    async def sign(self, sequence: int, digest: str) -> bytes:
+        return self.identity.sign_head(sequence, digest)
+
+
+@pytest.fixture
+async def signed(home, folder):
+    """A log with signed heads, and the public key they are signed with."""
+    identity = bytes(range(IDENTITY_BYTES))
+    key = home / ".clawbox/identity.key"
+    key.parent.mkdir(mode=0o700)
+    key.touch(0o600)
+    key.write_bytes(identity)
+    async with AuditLog(folder) as log, signed_heads(log, Keyholder(identity)):
+        for _ in range(3):
+            log.append("execute", decision="allowed")
+    return Identity(identity).public_key.hex()
+
+
+async def test_signed_heads_are_checked_with_the_key(cli, folder, signed, home):
+    assert (await cli("audit", "key")).out == f"{signed}\n"
+    (home / "key").write_text(f"{signed}\n")
+    for given in (signed, "key"):
+        ended = await cli("audit", "verify", "--dir", str(folder), "--public-key", given)
+        assert ended.code == 0
+        assert "signatures  good: rows up to 3 are of who has the key\n" in ended.out
+    ended = await cli("audit", "verify", "--dir", str(folder))
+    assert "signatures  not checked (--public-key)\n" in ended.out
+
+
+async def test_a_log_without_a_signature_by_the_key_is_bad(cli, home, folder, signed):
+    await written(home / "other", 3)
+    ended = await cli("audit", "verify", "--dir", "other", "--public-key", signed)
+    assert ended.code == 1
+    assert "signatures  NONE with this key" in ended.out
+    ended = await cli("audit", "verify", "--dir", str(folder), "--public-key", "11" * 32)
+    assert ended.code == 1
+
+
+@pytest.mark.parametrize("given", ["audit.toml", "ab", "none"])
+async def test_a_public_key_that_is_none_is_a_usage_error(cli, home, folder, given):
+    await written(folder, 1)
+    (home / "audit.toml").write_text("[audit]\n")
+    ended = await cli("audit", "verify", "--dir", str(folder), "--public-key", given)
+    assert ended.code == 2
+    assert given in ended.err
+
+
+async def test_there_is_no_key_before_a_server_ran(cli):
+    ended = await cli("audit", "key")
+    assert ended.code == 4
+    assert "no server has run with these settings" in ended.err
