@@ -45,6 +45,9 @@ class Answer:
             record.answered_at = self._terms.state.clock()
         try:
             for event in events:
+                if self.complete:
+                    # Surplus: the reader knows, and the connection is not used again (71).
+                    break
                 match event:
                     case ResponseHead():
                         self._head(event, events)
@@ -78,6 +81,7 @@ class Answer:
             # No range was asked for: that was taken out of the request (50).
             raise RefusedError(Denial.UNEXPECTED_BODY, "a part of a body, unasked", Side.UPSTREAM)
         received = self._reader.framing
+        terms.expect_down(received.length)
         if received.kind is BodyKind.NONE:
             stated = head.headers.values(b"content-length")
             self._sink.head(head, fields, received, stated[0] if stated else None)

@@ -36,11 +36,15 @@ class Terms:
 
     def count_down(self, count: int) -> None:
         """Count bytes of the answer's body. Raises RefusedError."""
-        most = self.state.grant.limits.max_response_bytes
         self.record.bytes_down += count
-        if most is not None and self.record.bytes_down > most:
-            raise RefusedError(Denial.BODY_TOO_LARGE, f"more than {most} bytes", Side.UPSTREAM)
+        self.expect_down(self.record.bytes_down)
         self.spend(count)
+
+    def expect_down(self, size: int) -> None:
+        """The answer's body has, or will have, so many bytes. Raises RefusedError."""
+        most = self.state.grant.limits.max_response_bytes
+        if most is not None and size > most:
+            raise RefusedError(Denial.BODY_TOO_LARGE, f"more than {most} bytes", Side.UPSTREAM)
 
     def spend(self, count: int) -> None:
         """Count bytes, either way, against the credential's budget. Raises RefusedError."""

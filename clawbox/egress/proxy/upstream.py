@@ -66,7 +66,7 @@ class Upstreams:
             if connection.wire.ended or connection.wire.buffered:
                 connection.wire.abort()
                 continue
-            connection.wire.on_end = connection.wire.on_late = None
+            connection.wire.on_end = connection.wire.on_late = connection.wire.on_bytes = None
             connection.reused = True
             return connection
         return None
@@ -108,7 +108,7 @@ class Upstreams:
         self._count += 1
         wire.limit(IDLE_SECONDS, Denial.IDLE_TIMEOUT)
         wire.on_late = lambda: self._discard(connection)
-        wire.on_end = wire.on_late
+        wire.on_end = wire.on_bytes = wire.on_late
 
     def forget(self, token: bytes) -> None:
         """Close what is kept for a token that is accepted no more."""

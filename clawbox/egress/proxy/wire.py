@@ -42,6 +42,7 @@ class Wire(asyncio.Protocol):
         self._full = False
         self._held = False
         self._eof = False
+        self._closed = False
         self._lost = False
         self._shut = False
         self._refusal: Refusal | None = None
@@ -54,6 +55,8 @@ class Wire(asyncio.Protocol):
         """Bytes on it count as life of this one, too (see ``watch``)."""
         self.on_end: Callable[[], None] | None = None
         """Called once when the other end sends no more, or is gone."""
+        self.on_bytes: Callable[[], None] | None = None
+        """Called when bytes come that nobody asked for."""
         self.on_late: Callable[[], None] | None = None
         """Called when a deadline passes, instead of having a reader raise."""
         self.received = 0
@@ -75,7 +78,15 @@ class Wire(asyncio.Protocol):
     @property
     def clean_end(self) -> bool:
         """Whether it ended as the other end wanted: not by a reset, and TLS with its closing message (53)."""
-        return self._tls.clean_close if self._tls is not None else self._eof
+        return self._tls.clean_close if self._tls is not None else self._closed
+
+    @property
+    def can_break(self) -> bool:
+        """Whether the other end can tell :meth:`abort` from :meth:`close`: Unix sockets have no reset."""
+        if self._tls is not None or self._transport is None:
+            return True
+        raw = self._transport.get_extra_info("socket")
+        return raw is None or raw.family != socket.AF_UNIX
 
     @property
     def buffered(self) -> bool:
@@ -171,7 +182,7 @@ class Wire(asyncio.Protocol):
 
     async def linger(self) -> None:
         """Close after an answer to what was not read whole, so that the answer is not lost to a reset."""
-        if self._transport is None or self._lost:
+        if self._transport is None or self._lost or self._transport.is_closing():
             return
         self.limit(LINGER_SECONDS, Denial.IDLE_TIMEOUT)
         try:
@@ -286,9 +297,12 @@ class Wire(asyncio.Protocol):
             self._hold(held=True)
         if self._reading is not None and not self._reading.done():
             self._reading.set_result(None)
+        if self.on_bytes is not None and self._chunks:
+            self.on_bytes()
 
     def eof_received(self) -> bool:
         """Note that nothing more comes (asyncio); what is unsent may still go."""
+        self._closed = True
         self._finish()
         return True
 
