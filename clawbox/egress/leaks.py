@@ -84,6 +84,10 @@ class LeakDetector:
         self._known = (PatternSet(known),) if known else ()
         self._all = (*self._known, shape_patterns())
 
+    def mentions(self, text: str) -> bool:
+        """Whether there is a secret in a text."""
+        return self._suspicious([text.encode("utf-8", "surrogatepass")])
+
     def outbound_head(self, url: str, headers: Iterable[Header], on_shape: ShapeAction) -> HeadVerdict:
         """Whether the head of a request may leave, which headers with it.
 

@@ -83,14 +83,7 @@ async def serve_call(
         refusal = error.refusal if isinstance(error, RefusedError) else Refusal(Denial.CALL_TIMEOUT)
         record.refusal = refusal
         status, reply = call_error_status(refusal), call_error_body(refusal, url)
-    sink.head(
-        ResponseHead(status, 1, EMPTY),
-        [(b"Content-Type", b"application/json"), (b"Cache-Control", b"no-store")],
-        Framing(BodyKind.LENGTH, len(reply)),
-        None,
-    )
-    sink.data(reply)
-    sink.end(EMPTY)
+    sink.answer(status, reply)
     await sink.flush()
 
 

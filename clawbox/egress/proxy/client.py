@@ -7,12 +7,13 @@ import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from clawbox.egress.call_errors import call_error_body, call_error_status
 from clawbox.egress.http.framing import BodyKind
 from clawbox.egress.http.headers import Headers
-from clawbox.egress.http.writer import write_refusal
+from clawbox.egress.http.writer import CONTINUE, write_refusal
 from clawbox.egress.proxy import tunnel as tunnels
 from clawbox.egress.proxy.call import CALL_PATH, serve_call
-from clawbox.egress.proxy.exchange import exchange, terms_of
+from clawbox.egress.proxy.exchange import exchange, search, terms_of
 from clawbox.egress.proxy.identity import Identity, identify
 from clawbox.egress.proxy.record import Record
 from clawbox.egress.proxy.streams import ClientSink, Request, RequestStream
@@ -115,41 +116,47 @@ class Client:
 
     async def _request(self, stream: RequestStream, head: RequestHead, tunnel: Tunnel | None) -> bool:
         """One request; whether the connection serves another."""
-        record = Record("intercept" if tunnel else "absolute", self._state.clock(), method=head.method)
+        is_call = tunnel is None and head.method == "POST" and head.target.partition("?")[0] == CALL_PATH
+        way = "intercept" if tunnel else "call" if is_call else "absolute"
+        record = Record(way, self._state.clock(), method=head.method)
         sink = ClientSink(
             self._wire, version=head.version, keep_alive=head.keep_alive, head_only=head.method == "HEAD"
         )
         inner: Tunnel | None = None
-        try:
-            self._state.count_request()
-            target = self._admitted(head, tunnel, record)
-            if isinstance(target, LocalTarget):
-                await self._call(stream, head, target, record, sink)
-            elif target.form is Form.CONNECT:
-                inner = await self._connect(stream, target, record, sink)
-            else:
-                await self._forward(stream, head, target, record, sink)
-        except RefusedError as error:
-            record.refusal = error.refusal
-            await self._refused(error.refusal, sink)
-        except asyncio.CancelledError:
-            record.refusal = self._why or Refusal(Denial.ENDED)
-            self._wire.abort()
-            raise
-        except Exception:
-            record.refusal = Refusal(Denial.INTERNAL)
-            self._wire.abort()
-            raise
-        finally:
-            self._wire.on_end = None
-            self._wire.unlimited()
-            if inner is None:
-                self._state.write_down(record)
-        if inner is not None:
-            with self._open_tunnel():
+        with contextlib.ExitStack() as held:
+            try:
+                self._state.count_request()
+                target = self._admitted(head, tunnel, record)
+                if isinstance(target, LocalTarget):
+                    await self._call(stream, head, record, sink, is_call=is_call)
+                elif target.form is Form.CONNECT:
+                    inner = await self._connect(stream, target, record, sink, held)
+                else:
+                    await self._forward(stream, head, target, record, sink)
+            except RefusedError as error:
+                record.refusal = error.refusal
+                self._refuse(error.refusal, sink, is_call=is_call)
+            except asyncio.CancelledError:
+                record.refusal = self._why or Refusal(Denial.ENDED)
+                self._wire.abort()
+                raise
+            except Exception:
+                record.refusal = Refusal(Denial.INTERNAL)
+                self._wire.abort()
+                raise
+            finally:
+                self._wire.on_end = None
+                self._wire.unlimited()
+                if inner is None:
+                    self._state.write_down(record)
+            if inner is not None:
                 await self._requests(RequestStream(self._wire), inner)
-            return False
-        return record.refusal is None and sink.keep_alive and stream.complete and not self._wire.lost
+                return False
+        if sink.keep_alive and stream.complete:
+            return not self._wire.lost
+        if record.refusal is not None or not stream.complete:
+            await self._wire.linger()
+        return False
 
     def _admitted(self, head: RequestHead, tunnel: Tunnel | None, record: Record) -> Target | LocalTarget:
         """Where a request goes, once it is known whose it is: without a token nobody learns anything."""
@@ -191,20 +198,30 @@ class Client:
             await exchange(request, terms, stream, sink, self._wire)
 
     async def _call(
-        self, stream: RequestStream, head: RequestHead, target: LocalTarget, record: Record, sink: ClientSink
+        self, stream: RequestStream, head: RequestHead, record: Record, sink: ClientSink, *, is_call: bool
     ) -> None:
         """A request to the sidecar itself."""
         record.way = "call"
-        if target.path != CALL_PATH or head.method != "POST":
+        if not is_call:
             raise RefusedError(Denial.UNKNOWN_ROUTE)
         with self._state.requests.hold(Denial.TOO_MANY_REQUESTS):
             self._watch()
+            if head.expects_continue:
+                self._wire.write(CONTINUE)
             await serve_call(stream, sink, record, self.identity, state=self._state, wire=self._wire)
 
     async def _connect(
-        self, stream: RequestStream, target: Target, record: Record, sink: ClientSink
+        self,
+        stream: RequestStream,
+        target: Target,
+        record: Record,
+        sink: ClientSink,
+        held: contextlib.ExitStack,
     ) -> Tunnel | None:
-        """CONNECT: a tunnel to read from now on, or None when one that is not read has ended."""
+        """CONNECT: a tunnel to read from now on, or None when one that is not read has ended.
+
+        ``held`` keeps the tunnel's slot.
+        """
         state, limits = self._state, self._state.grant.limits
         await stream.piece()
         decision = decide(state.network, target, "CONNECT", state.grant.on_shape)
@@ -215,12 +232,14 @@ class Client:
             raise RefusedError(Denial.AUDIT_UNAVAILABLE)
         if stream.take_over() or self._wire.buffered:
             raise RefusedError(Denial.UNEXPECTED_BYTES, "before the reply to CONNECT")
+        held.enter_context(self._open_tunnel())
         if decision.tls is not TlsMode.TUNNEL:
             sink.begun = True
             return await tunnels.intercept(self._wire, self._tls, target, self.identity, limits)
         record.way = "tunnel"
-        with self._open_tunnel():
-            await tunnels.carry(self._wire, state, target, record, sink)
+        search(record.asked(target), (), state, record, decision.on_shape)
+        self._watch()
+        await tunnels.carry(self._wire, state, target, record, sink)
         sink.keep_alive = False
         return None
 
@@ -238,15 +257,15 @@ class Client:
     def _watch(self) -> None:
         """While a request is under way: bytes must come or go, and a client that leaves ends it."""
         self._wire.watch(self._state.grant.limits.idle_timeout_ms / 1000)
-        if not self._wire.ended:  # it may have sent its request, and that it sends no more, in one go
-            self._wire.on_end = lambda: self.end(Refusal(Denial.CLIENT_GONE))
+        # It may have sent its request, and that it sends no more, in one go: then until it is wholly gone.
+        self._wire.on_end = lambda: self.end(Refusal(Denial.CLIENT_GONE))
 
-    async def _refused(self, refusal: Refusal, sink: ClientSink) -> None:
+    def _refuse(self, refusal: Refusal, sink: ClientSink, *, is_call: bool) -> None:
         """Say why not; where the answer has begun, break it off, so that it never looks complete (53)."""
-        self._wire.on_end = None
-        sink.keep_alive = False
         if sink.begun:
+            sink.keep_alive = False
             self._wire.abort()
-            return
-        sink.refuse(refusal, _FOR_STATUS.get(refusal.status, ()))
-        await self._wire.linger()
+        elif is_call:
+            sink.refuse_call(call_error_status(refusal), call_error_body(refusal, ""))
+        else:
+            sink.refuse(refusal, _FOR_STATUS.get(refusal.status, ()))

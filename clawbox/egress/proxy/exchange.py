@@ -26,10 +26,12 @@ from clawbox.egress.rules import decide
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from clawbox.egress.proxy.bodies import Field
     from clawbox.egress.proxy.record import Record
     from clawbox.egress.proxy.state import SandboxState
     from clawbox.egress.proxy.streams import Request, Sink, Source
     from clawbox.egress.proxy.wire import Wire
+    from clawbox.network_rules import ShapeAction
 
 _REPEATABLE: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 """Idempotent (RFC 9110 9.2.2): sent again where a kept connection turns out to be gone."""
@@ -54,22 +56,33 @@ def terms_of(request: Request, state: SandboxState, record: Record) -> Terms:
         stripped = strip_client_auth(credential, target, fields)
         target, record.removed = stripped.target, stripped.removed
         fields = [*without(stripped.headers, NOT_WITH_CREDENTIALS), IDENTITY]
-    url = target.url if target.query is None else f"{target.url}?{target.query}"
-    verdict = state.detector.outbound_head(url, fields, decision.on_shape)
-    record.note(verdict.findings, sent=True)
-    if verdict.refused:
-        raise RefusedError(Denial.LEAK, _named(verdict.findings))
+    headers = search(record.asked(target), fields, state, record, decision.on_shape)
     if credential is None:
-        return Terms(state, record, Attached(target, verdict.headers), None, decision.on_shape)
+        return Terms(state, record, Attached(target, headers), None, decision.on_shape)
     wait = state.budgets.admit(credential, state.clock())
     if wait is not None:
         raise RefusedError(Denial.BUDGET_SPENT, f"{credential.name}, for {wait:.0f} s more")
     try:
-        outgoing = attach(credential, request.method, target, verdict.headers)
+        outgoing = attach(credential, request.method, target, headers)
     except NotAttachableError as error:
         raise RefusedError(Denial.CREDENTIAL_UNAVAILABLE, credential.name) from error
     record.credential = credential.name
     return Terms(state, record, outgoing, credential, decision.on_shape)
+
+
+def search(
+    line: str, fields: Iterable[Field], state: SandboxState, record: Record, on_shape: ShapeAction
+) -> tuple[Field, ...]:
+    """The fields of a head that may leave. ``line`` is all that its first line will say.
+
+    Raises RefusedError where something in it may not.
+    """
+    verdict = state.detector.outbound_head(line, fields, on_shape)
+    record.searched = True
+    record.note(verdict.findings, sent=True)
+    if verdict.refused:
+        raise RefusedError(Denial.LEAK, _named(verdict.findings))
+    return verdict.headers
 
 
 async def exchange(request: Request, terms: Terms, source: Source, sink: Sink, client: Wire) -> None:
@@ -182,6 +195,11 @@ class _Passage:
         if not len(trailers):
             return trailers
         terms = self._terms
+        if terms.credential is not None:
+            # Some servers read trailers as if they were headers (RFC 9110 6.5.2).
+            stripped = strip_client_auth(terms.credential, self._request.target, trailers)
+            terms.record.removed += stripped.removed
+            trailers = Headers(stripped.headers)
         verdict = terms.state.detector.outbound_trailers(trailers, terms.on_shape)
         terms.record.note(verdict.findings, sent=True)
         if verdict.refused:

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Final
 from clawbox.egress.findings import Finding, Place
 from clawbox.egress.messages import Found, Row
 from clawbox.egress.shapes import Kind
+from clawbox.network_rules import ShapeAction
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from clawbox.egress.leaks import LeakDetector
     from clawbox.egress.refusal import Refusal
     from clawbox.egress.target import Target
 
@@ -46,6 +48,8 @@ class Record:
     refusal: Refusal | None = None
     found: Counter[Finding] = field(default_factory=Counter)
 
+    searched: bool = False
+    """Whether the request's head was searched for secrets."""
     known_leak_sent: bool = False
     """Whether a known secret was in the request itself."""
 
@@ -55,9 +59,16 @@ class Record:
         if sent:
             self.known_leak_sent |= any(one.kind is Kind.KNOWN for one in findings)
 
-    def row(self, now: float) -> Row:
-        """As it is written down: without the query's values, and without a path that has a secret in it."""
+    def asked(self, target: Target) -> str:
+        """All that a request's first line says, to be searched."""
+        return f"{self.method} {target.url}" + ("" if target.query is None else f"?{target.query}")
+
+    def row(self, now: float, detector: LeakDetector) -> Row:
+        """As it is written down: without the query's values, and without what has a secret in it."""
         target = self.target
+        if target is not None and not self.searched:
+            # It was refused before; what it was refused with is written down all the same.
+            self.note(detector.outbound_head(self.asked(target), (), ShapeAction.BLOCK).findings, sent=False)
         found = self.found
         secret_path = bool(found) and any(one.place is Place.URL for one in found)
         upstream = None
@@ -70,9 +81,9 @@ class Record:
             way=self.way,
             decision=decision,
             reason=self.refusal.code if self.refusal is not None else "",
-            method=self.method[:32],
+            method=HIDDEN if secret_path and detector.mentions(self.method) else self.method[:32],
             scheme=target.scheme if target else "",
-            host=target.host if target else "",
+            host=HIDDEN if target and secret_path and detector.mentions(target.host) else _host(target),
             port=target.port if target else 0,
             path=HIDDEN if secret_path else _shown_path(target),
             rule=self.rule,
@@ -83,7 +94,9 @@ class Record:
             duration_us=max(int((now - self.began) * 1e6), 0),
             upstream_us=upstream,
             credential=self.credential,
-            removed=tuple(name[:_MAX_NAME] for name in self.removed[:_MAX_LISTED]) if self.removed else (),
+            removed=tuple(
+                HIDDEN if detector.mentions(name) else name[:_MAX_NAME] for name in self.removed[:_MAX_LISTED]
+            ),
             found=tuple(
                 Found(one.name, one.kind, one.place, one.action, count)
                 for one, count in found.most_common(_MAX_LISTED)
@@ -92,6 +105,10 @@ class Record:
             else (),
             call=self.call,
         )
+
+
+def _host(target: Target | None) -> str:
+    return target.host if target is not None else ""
 
 
 def _shown_path(target: Target | None) -> str:

@@ -106,6 +106,10 @@ class Proxy:
         self._state.replace_secrets(secrets)
         self._upstreams.close()  # what is kept was opened for a credential of before
 
+    def suspend(self) -> None:
+        """Attach credentials no more (68)."""
+        self._state.suspended = True
+
     def close_listeners(self) -> None:
         """Accept nothing any more."""
         loop = asyncio.get_running_loop()

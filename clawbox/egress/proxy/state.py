@@ -99,7 +99,7 @@ class SandboxState:
 
     def write_down(self, record: Record) -> None:
         """Write the row of a request that has ended; several with a known secret suspend credentials (68)."""
-        self.rows.write(record.row(self.clock()))
+        self.rows.write(record.row(self.clock(), self.detector))
         if record.known_leak_sent:
             self._known_leaks += 1
             if self._known_leaks == KNOWN_LEAKS_TOLERATED:

@@ -15,7 +15,7 @@ from clawbox.egress.http.head import RequestHead, ResponseHead
 from clawbox.egress.http.headers import EMPTY, Headers
 from clawbox.egress.http.reader import End, RequestEvent, RequestReader
 from clawbox.egress.http.writer import BodyWriter, write_refusal, write_response
-from clawbox.egress.refusal import Denial, Refusal, RefusedError
+from clawbox.egress.refusal import Denial, Refusal, RefusedError, Side
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -165,8 +165,11 @@ class ClientSink:
     def head(
         self, head: ResponseHead, fields: Sequence[Field], framing: Framing, stated_length: bytes | None
     ) -> None:
-        """The head of the answer."""
-        self.begun = True
+        """The head of the answer. Raises RefusedError where no client could tell its end from a break."""
+        if framing.kind is BodyKind.CLOSE and not self._wire.can_break:
+            raise RefusedError(
+                Denial.HTTP_VERSION, "a body of unknown length needs HTTP/1.1 here", Side.UPSTREAM
+            )
         self.keep_alive = self.keep_alive and framing.kind is not BodyKind.CLOSE
         self._out.append(
             write_response(head, fields, framing, keep_alive=self.keep_alive, stated_length=stated_length)
@@ -186,9 +189,25 @@ class ClientSink:
     async def flush(self) -> None:
         """Send what is here, and wait until the client has taken enough."""
         if self._out:
+            self.begun = self._body is not None
             self._wire.write(self._out[0] if len(self._out) == 1 else b"".join(self._out))
             self._out.clear()
             await self._wire.drain()
+
+    def answer(self, status: int, body: bytes) -> None:
+        """The sidecar's own, as JSON."""
+        fields = [(b"Content-Type", b"application/json"), (b"Cache-Control", b"no-store")]
+        self.head(ResponseHead(status, 1, EMPTY), fields, Framing(BodyKind.LENGTH, len(body)), None)
+        self.data(body)
+        self.end()
+
+    def refuse_call(self, status: int, body: bytes) -> None:
+        """As :meth:`refuse`, for ``POST /proxy``, which has its own way of saying why not."""
+        self.keep_alive = False
+        self._out.clear()
+        self.answer(status, body)
+        self.begun = True
+        self._wire.write(b"".join(self._out))
 
     def refuse(self, refusal: Refusal, fields: Sequence[Field] = ()) -> None:
         """Say why not, and that this is the connection's last answer."""

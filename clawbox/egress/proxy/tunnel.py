@@ -47,6 +47,8 @@ async def intercept(wire: Wire, tls: ServerTls, target: Target, identity: Identi
     wire.write(CONNECTED)
     wire.limit(limits.head_timeout_ms / 1000, Denial.HEAD_TIMEOUT)
     first = await wire.read()
+    if not first:
+        raise RefusedError(Denial.CLIENT_GONE)
     if not begins_tls(first):
         wire.unread(first)
         return Tunnel(target, "http", identity)
@@ -59,7 +61,9 @@ async def carry(wire: Wire, state: SandboxState, target: Target, record: Record,
     """Connect, answer CONNECT, and pass bytes both ways until both ends are done. Raises RefusedError."""
     limits = state.grant.limits
     upstream, record.address = await state.upstreams.connect(target.host, target.port)
+    wire.on_end = None  # from here on it may send no more, and read yet
     try:
+        _check_silent(wire)
         sink.begun = True
         wire.write(CONNECTED)
         record.status = 200
@@ -95,6 +99,11 @@ async def _hello(wire: Wire, data: bytes, check: Callable[[ClientHello], None]) 
         wire.write(alert(error.refusal.denial))
         raise
     wire.unread(data)
+
+
+def _check_silent(wire: Wire) -> None:
+    if wire.buffered:
+        raise RefusedError(Denial.UNEXPECTED_BYTES, "before the reply to CONNECT")
 
 
 async def _more(wire: Wire) -> bytes:
