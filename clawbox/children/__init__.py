@@ -1,5 +1,5 @@
 """Processes that control starts and does not trust: how they are made, confined, spoken to and ended.
 
 Nothing here knows what a child does. A kind of child is an importable object (:mod:`clawbox.children.kind`).
-One forkserver process for each kind has imported all that its children need, and forks them.
+A forkserver process has imported all that the children of one or several kinds need, and forks them.
 """
