@@ -119,7 +119,8 @@ class SidecarEgress:
             answer = _replies.decode(reply)
         except (ValueError, RecursionError) as error:
             raise EgressRefusedError(_MALFORMED) from error
-        return HttpResponse(answer.status, tuple(answer.header_list), answer.body_base64)
+        headers = tuple((name.lower(), value) for name, value in answer.header_list)
+        return HttpResponse(answer.status, headers, answer.body_base64)
 
     def _message(self, request: HttpRequest) -> bytes:
         if self._descriptor is None:
