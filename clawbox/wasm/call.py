@@ -41,7 +41,7 @@ class Call:
     def __init__(self, run: Run, on_event: OnEvent | None, now: float, door: CallDoor | None = None) -> None:
         self.run = run
         self.door = door
-        """The way out; None where the run was granted no network."""
+        """The way out, if there is one."""
         self.done: asyncio.Future[RunResult] = asyncio.get_running_loop().create_future()
         self.queued_at = now
         self.started_at: float | None = None
@@ -78,6 +78,7 @@ class Call:
             streamed=self._on_event is not None,
             input_schema=code.input_schema,
             output_schema=code.output_schema,
+            network=self.run.network,
             way_out=WayOut(number, door.token, door.max_response_bytes) if door is not None else None,
         )
 

@@ -22,6 +22,7 @@ from clawbox.egress.refusal import Denial, Refusal
 _READ_BYTES: Final = 64 << 10
 _MAX_ERROR_CHARS: Final = 20_000
 """Of the text of an error, which may repeat a URL."""
+_NO_WAY_OUT: Final = "HTTP error: this server has no way out for tools; its System.GetStatus says why"
 _BROKEN: Final = "HTTP error: the connection to the sidecar broke"
 _MALFORMED: Final = "HTTP error: the sidecar's answer is malformed or too large"
 
@@ -61,10 +62,15 @@ class Egress(Protocol):
 
 
 class NoEgress:
-    """The run was granted no network: there is no way out."""
+    """There is no way out: the run was granted no network, or the server has none to give."""
+
+    def __init__(self, *, granted: bool = False) -> None:
+        self._granted = granted
 
     def send(self, request: HttpRequest) -> HttpResponse:
-        """Refuse, whatever the request is, as a sidecar with an empty grant would."""
+        """Refuse, whatever the request is, without a grant as a sidecar with an empty one would."""
+        if self._granted:
+            raise EgressRefusedError(_NO_WAY_OUT)
         raise EgressRefusedError(call_error_text(Refusal(Denial.NO_RULES), request.url))
 
 

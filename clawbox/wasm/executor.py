@@ -100,7 +100,7 @@ class Executor:
         metrics: ExecutionMetrics,
         door: Door | None = None,
     ) -> None:
-        """``door`` None: no run has a way out, whatever it was granted."""
+        """``door`` None: this server has no way out for any run; one that was granted some is told so."""
         self._tools = tools
         self._pool = pool
         self._ceiling = ceiling
@@ -169,7 +169,7 @@ class Executor:
             grant = narrow_tool(call.requested, entry.manifest, principal.limits, owner, self._ceiling)
             digest = entry.code.digest
             record.fields |= {"digest": digest, **_summary(grant)}
-            run = Run(code=entry.code, owner=principal.name, params=call.params, limits=grant.limits)
+            run = Run(entry.code, principal.name, call.params, grant.limits, bool(grant.network.rules))
             async with self._way_out(principal, grant, call) as door:
                 secrets = KnownSecrets(door) if door is not None and door.has_secrets else None
                 try:

@@ -68,8 +68,9 @@ class RunFrame(msgspec.Struct, frozen=True, array_like=True):
     """Say at once what the run writes; otherwise only what is older than a few ten milliseconds."""
     input_schema: bytes | None
     output_schema: bytes | None
+    network: bool = False
+    """Whether the run was granted anything to reach."""
     way_out: WayOut | None = None
-    """None: the run was granted no network."""
 
 
 class Written(msgspec.Struct, frozen=True, array_like=True):

@@ -124,6 +124,8 @@ class Run:
     params: bytes
     """JSON text, UTF-8."""
     limits: Limits
+    network: bool = False
+    """Whether it may reach anything; where it is given no way out to do so, it is told that there is none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -182,7 +182,7 @@ class _Worker:
         """What the run may send requests by; it is closed before the run's end is told (65)."""
         way_out = frame.way_out
         if way_out is None:
-            yield NoEgress()
+            yield NoEgress(granted=frame.network)
             return
         handed = receive_handed(self._descriptors, self._handed)
         while handed is not None and handed[0] != Handed("connection", way_out.number):

@@ -68,6 +68,15 @@ async def test_without_a_network_there_is_no_way_out(bench, door):
     assert execution.scanned.result.output == f'"{KNOWN}"'.encode()
 
 
+async def test_a_server_that_has_no_way_out_says_so_to_a_run_that_was_granted_one(audit):  # noqa: F811
+    bench = Bench(audit)
+    await bench.execute()
+    await bench.execute(requested=Requested(network=()))
+
+    assert [run.network for run in bench.pool.runs] == [True, False]
+    assert bench.pool.doors == [None, None]
+
+
 async def test_without_a_way_out_to_be_had_nothing_runs(bench, door, monkeypatch):
     def unavailable(*_):
         raise ClawboxError(Reason.SANDBOX_UNAVAILABLE, "no sidecar")

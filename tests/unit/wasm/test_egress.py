@@ -123,6 +123,10 @@ def test_without_a_grant_the_text_is_that_of_an_empty_allowlist():
     assert refused(NoEgress()) == "URL blocked by allowlist: https://a.example/"
 
 
+def test_a_server_without_a_way_out_says_so_to_whom_it_was_granted():
+    assert refused(NoEgress(granted=True)).startswith("HTTP error: this server has no way out")
+
+
 def test_once_closed_nothing_is_sent_and_the_token_is_gone(sidecar):
     made = sidecar(OK)
     descriptor = made.egress._descriptor
