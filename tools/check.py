@@ -24,6 +24,7 @@ CHECKS: dict[str, tuple[str, ...]] = {
     "buf-breaking": ("buf", "breaking", "protos", "--against", "protos/release.binpb"),
     "stubs": ("python", "-m", "tools.check_generated"),
     "errors.md": ("python", "-m", "tools.generate_error_docs", "--check"),
+    "egress-refusals.md": ("python", "-m", "tools.generate_refusal_docs", "--check"),
     "cli.md": ("python", "-m", "tools.generate_cli_docs", "--check"),
     "settings.md": ("python", "-m", "clawbox.config.reference", "--check"),
     "constraints": ("python", "-m", "tools.update_constraints", "--check"),

@@ -232,7 +232,9 @@ def _print_rows(rows: Iterable[_Row], *, as_json: bool) -> None:
 
 def row_line(row: "_Row | AuditRow") -> str:
     """A row for people: one line, with nothing in it that steers a terminal."""
-    fields = (f"{name}={_value(value)}" for name, value in row.fields.items())
+    fields = (
+        f"{name}={_value(value)}" for name, value in row.fields.items() if value not in (None, "", [], {})
+    )
     words = [row.time, str(row.sequence), row.kind, row.decision or "-", row.principal or "-", *fields]
     if row.request_id:
         words.append(f"request_id={row.request_id}")

@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
+from clawbox.egress.refusal import Denial, Refusal
 from clawbox.errors import Reason
-from tools import check
+from tools import check, generate_refusal_docs
 from tools.generate_error_docs import page
 from tools.generated_page import write_or_check
 from tools.update_constraints import pinned, unpinned
@@ -23,6 +24,18 @@ def test_errors_page_lists_every_reason_once_below_its_code():
         if line.startswith("| `")
     ]
     assert sorted(listed) == sorted((reason.code.name, reason.name) for reason in Reason)
+
+
+def test_the_refusals_page_lists_every_reason_once_below_its_status():
+    sections = generate_refusal_docs.page().split("\n## ")[1:]
+
+    listed = [
+        (section.split()[0], line.split("`")[1])
+        for section in sections
+        for line in section.splitlines()
+        if line.startswith("| `")
+    ]
+    assert sorted(listed) == sorted((str(Refusal(denial).status), denial.code) for denial in Denial)
 
 
 def test_a_page_that_differs_is_refused_and_can_be_written(tmp_path, capsys):
