@@ -77,7 +77,14 @@ class Client:
                 raise
             self._wire.abort()
         finally:
-            self._wire.close()
+            self._wire.close(self._state.grant.limits.idle_timeout_ms / 1000)
+        try:
+            # What is unsent keeps its place among the connections.
+            await self._wire.gone()
+        except asyncio.CancelledError:
+            self._wire.abort()
+            if self._why is None:
+                raise
 
     def end(self, refusal: Refusal) -> None:
         """Break off what is under way; its row says why."""

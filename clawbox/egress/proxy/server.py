@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import socket
 import time
 from typing import TYPE_CHECKING, Final, Self
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from clawbox.egress.proxy.ports import ClientTls, Dialer, Rows, ServerTls
 
 _ACCEPTED_AT_ONCE: Final = 16
+_SCARCE_SECONDS: Final = 0.1
+"""How long nothing is accepted when there are no descriptors left."""
 _OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
@@ -48,6 +51,7 @@ class Proxy:
         self._clients: dict[asyncio.Task[None], Client | None] = {}
         self._listeners: dict[socket.socket, bool] = {}
         self._accepting = False
+        self._scarce = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -87,7 +91,7 @@ class Proxy:
         connection.setblocking(False)  # noqa: FBT003
         task = asyncio.create_task(self._serve(connection, token_required=token_required))
         self._clients[task] = None
-        task.add_done_callback(self._ended)
+        task.add_done_callback(functools.partial(self._ended, connection))
 
     def admit(self, token: bytes, call: str = "") -> None:
         """Accept requests with a token of this SHA-256; ``call`` names them in their rows."""
@@ -129,14 +133,16 @@ class Proxy:
             except OSError as error:
                 if error.errno not in _OUT_OF_DESCRIPTORS:
                     raise
-                # Until a connection ends there is no room, whatever the limit says.
-                self._room = max(len(self._clients), 1)
+                # Nobody says when there are some again: they come back anywhere in the process.
+                self._scarce = True
+                asyncio.get_running_loop().call_later(_SCARCE_SECONDS, self._look_again)
                 break
             self.adopt(connection, token_required=self._listeners[listener])
         self._set_accepting()
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        del self._clients[task]
+    def _ended(self, connection: socket.socket, task: asyncio.Task[None]) -> None:
+        if self._clients.pop(task) is None:
+            connection.close()  # it may have been cancelled before it began
         self._set_accepting()
         if not task.cancelled() and (error := task.exception()) is not None:
             task.get_loop().call_exception_handler(
@@ -145,7 +151,7 @@ class Proxy:
 
     def _set_accepting(self) -> None:
         """Accept only while there is room: what more there is waits in the kernel (74)."""
-        accepting = len(self._clients) < self._room and bool(self._listeners)
+        accepting = len(self._clients) < self._room and bool(self._listeners) and not self._scarce
         if accepting is self._accepting:
             return
         self._accepting = accepting
@@ -155,6 +161,10 @@ class Proxy:
                 loop.add_reader(listener, self._accept, listener)
             else:
                 loop.remove_reader(listener)
+
+    def _look_again(self) -> None:
+        self._scarce = False
+        self._set_accepting()
 
     async def _serve(self, connection: socket.socket, *, token_required: bool) -> None:
         loop = asyncio.get_running_loop()

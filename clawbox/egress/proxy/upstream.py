@@ -100,7 +100,13 @@ class Upstreams:
     def keep(self, connection: Connection) -> None:
         """Take back a connection whose last answer was read whole; the caller has sent its whole request."""
         wire = connection.wire
-        if not connection.reader.reusable or wire.ended or wire.buffered or self._count >= MAX_IDLE:
+        if (
+            not connection.reader.reusable
+            or wire.ended
+            or wire.failed
+            or wire.buffered
+            or self._count >= MAX_IDLE
+        ):
             wire.close()
             return
         wire.partner = wire.on_end = None

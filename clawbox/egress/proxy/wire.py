@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 MAX_BUFFERED: Final = 256 << 10
 """Bytes that are kept for a reader before the other end is made to wait."""
 LINGER_SECONDS: Final = 2.0
+CLOSING_SECONDS: Final = 30.0
 LINGER_BYTES: Final = 1 << 20
 _RESET: Final = struct.pack("ii", 1, 0)  # struct linger: at once, without what is unsent
 
@@ -74,6 +75,11 @@ class Wire(asyncio.Protocol):
     def lost(self) -> bool:
         """Whether nothing can be sent any more."""
         return self._lost
+
+    @property
+    def failed(self) -> bool:
+        """Whether whoever reads it next is refused."""
+        return self._refusal is not None
 
     @property
     def clean_end(self) -> bool:
@@ -161,13 +167,16 @@ class Wire(asyncio.Protocol):
                 raise RefusedError(gone, "it closed the connection")
             await self._news()
 
-    def close(self) -> None:
-        """Send what is unsent, then close."""
+    def close(self, within: float = CLOSING_SECONDS) -> None:
+        """Send what is unsent, then close; break it off where the other end does not take it in time."""
         if self._transport is None or self._lost:
             return
         self._say_goodbye()
         self._disarm()
         self._transport.close()
+        if self._transport.get_write_buffer_size():
+            self.on_late = self.abort
+            self.limit(within, Denial.IDLE_TIMEOUT)
 
     def abort(self) -> None:
         """Close so that the other end sees a break: a reset where the transport has one (53)."""
@@ -263,6 +272,11 @@ class Wire(asyncio.Protocol):
             self._shut = True
             with contextlib.suppress(OSError):
                 self._transport.write_eof()
+
+    async def gone(self) -> None:
+        """Return when nothing of the connection is left."""
+        while self._transport is not None and not self._lost:
+            await self._news()
 
     async def end(self) -> None:
         """Return when the other end sends no more. Raises RefusedError when it is too late."""
