@@ -108,6 +108,7 @@ async def build_server(config: Config) -> AsyncIterator[RunningServer]:
                 max_concurrent=config.server.max_concurrent_executions,
                 uids=uids,
                 max_memory_bytes=config.sandbox.max_memory_mb << 20,
+                max_response_bytes=config.proxy.max_response_bytes,
                 observer=_PoolMetrics(metrics),
             )
         )
