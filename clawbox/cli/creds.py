@@ -21,8 +21,8 @@ app = typer.Typer(
     no_args_is_help=True,
     help=(
         "Secrets for requests, in a file that no sandbox sees.\n\n"
-        "The file is kept and checked today. What attaches them to requests is the egress sidecar, which is "
-        "planned: until then no server uses them.\n\n"
+        "They are attached to the requests that they are for, by the sidecar of a sandbox whose grant names "
+        "them: of a tool, or of `clawbox egress serve`. A running server sees a change at once.\n\n"
         "They are in the file that credentials.store_path names, encrypted with the key in the file that "
         "credentials.master_key_file names, else in CLAWBOX_MASTER_KEY: 64 hexadecimal digits, such as "
         "`openssl rand -hex 32` prints."
