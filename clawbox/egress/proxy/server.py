@@ -108,7 +108,7 @@ class Proxy:
     def replace_secrets(self, secrets: SandboxSecrets) -> None:
         """Use these from the next request on."""
         self._state.replace_secrets(secrets)
-        self._upstreams.close()  # what is kept was opened for a credential of before
+        self._upstreams.renew()
 
     def suspend(self) -> None:
         """Attach credentials no more (68)."""

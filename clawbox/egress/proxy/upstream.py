@@ -40,6 +40,8 @@ class Connection:
     key: Key
     wire: Wire
     address: str
+    opened: int
+    """How often everything had been renewed by then."""
     reader: ResponseReader = field(default_factory=ResponseReader)
     reused: bool = False
 
@@ -53,6 +55,7 @@ class Upstreams:
         self._connect_seconds = connect_seconds
         self._idle: dict[Key, list[Connection]] = {}
         self._count = 0
+        self._renewed = 0
 
     def take(self, key: Key) -> Connection | None:
         """A connection that is kept for such requests, if there is one that is still good."""
@@ -73,6 +76,7 @@ class Upstreams:
 
     async def open(self, key: Key) -> Connection:
         """A new connection. Raises RefusedError."""
+        renewed = self._renewed
         wire, address = await self.connect(key.host, key.port)
         if key.scheme == "https":
             try:
@@ -81,7 +85,7 @@ class Upstreams:
             except BaseException:
                 wire.abort()
                 raise
-        return Connection(key, wire, address)
+        return Connection(key, wire, address, renewed)
 
     async def connect(self, host: str, port: int) -> tuple[Wire, str]:
         """A plain connection and its address. Raises RefusedError."""
@@ -100,13 +104,8 @@ class Upstreams:
     def keep(self, connection: Connection) -> None:
         """Take back a connection whose last answer was read whole; the caller has sent its whole request."""
         wire = connection.wire
-        if (
-            not connection.reader.reusable
-            or wire.ended
-            or wire.failed
-            or wire.buffered
-            or self._count >= MAX_IDLE
-        ):
+        good = connection.reader.reusable and not (wire.ended or wire.failed or wire.buffered)
+        if not good or connection.opened < self._renewed or self._count >= MAX_IDLE:
             wire.close()
             return
         wire.partner = wire.on_end = None
@@ -122,6 +121,11 @@ class Upstreams:
             for connection in self._idle.pop(key):
                 self._count -= 1
                 connection.wire.close()
+
+    def renew(self) -> None:
+        """Keep none of the connections that there are: their secrets were replaced."""
+        self._renewed += 1
+        self.close()
 
     def close(self) -> None:
         """Close everything that is kept."""
