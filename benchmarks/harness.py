@@ -58,6 +58,22 @@ class Spread:
         return f"p50 {self.p50:.2f} ms, p95 {self.p95:.2f}, best {self.low:.2f} ({self.count} calls)"
 
 
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    what: str
+    measured: str
+    target: str = ""
+    met: bool | None = None
+    """None where there is no target."""
+
+
+def spread_of(rates: list[float], unit: str) -> str:
+    """Rates summed up, the best and the worst among them."""
+    return f"{statistics.median(rates):.0f}{unit} ({min(rates):.0f} to {max(rates):.0f})"
+
+
 def free_port() -> int:
     """A TCP port of the loopback interface that nobody listens on now."""
     with socket.socket() as probe:
@@ -115,6 +131,11 @@ def family(pid: int) -> list[int]:
         for child in children:
             found += family(int(child))
     return found
+
+
+def name_of(pid: int) -> str:
+    """A process's name, as ``ps`` shows it."""
+    return Path(f"/proc/{pid}/comm").read_text().strip()
 
 
 def pss_mb(pid: int) -> float:
