@@ -70,9 +70,17 @@ class Directory:
     dialed: list[tuple[str, int]] = field(default_factory=list)
     gate: asyncio.Event | None = None
     """While it is not set, dialing waits."""
+    _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    async def asked(self, count: int = 1) -> None:
+        """Until that many have been asked for in all."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: len(self.dialed) >= count)
 
     async def dial(self, host: str, port: int) -> Dialed:
         self.dialed.append((host, port))
+        async with self._changed:
+            self._changed.notify_all()
         if self.gate is not None:
             await self.gate.wait()
         upstream = self.upstreams.get(host)
