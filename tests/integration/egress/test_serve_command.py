@@ -75,9 +75,9 @@ class World:
                 process.kill()
                 await process.communicate()
 
-    async def spawn(self, *args: str) -> asyncio.subprocess.Process:
+    async def spawn(self, *args: str, stdin: bytes = b"") -> asyncio.subprocess.Process:
         environ = {name: value for name, value in os.environ.items() if not name.startswith("CLAWBOX_")}
-        return await asyncio.create_subprocess_exec(
+        process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "clawbox", *args),
             cwd=self.home,
             env={
@@ -86,10 +86,14 @@ class World:
                 "CLAWBOX_MASTER_KEY": KEY,
                 "https_proxy": "http://nowhere",
             },
-            stdin=asyncio.subprocess.DEVNULL,
+            stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
+        assert process.stdin is not None
+        process.stdin.write(stdin)
+        process.stdin.close()
+        return process
 
 
 @pytest.fixture
@@ -225,3 +229,32 @@ async def test_what_cannot_be_served_is_one_line(world, args, said):
     assert out == b""
     assert said in err.decode()
     assert err.count(b"\n") == 1
+
+
+async def test_a_credential_that_is_replaced_is_used_from_then_on(world):
+    rotated = "sk-live-fedcba9876543210fedc"
+    async with world.serve("--listen", "127.0.0.1:0", "--ca-out", "ca.pem") as served:
+        trust = ("--proxy", served.proxy, "--cacert", str(world.home / "ca.pem"))
+        await curl(*trust, f"{world.url}/echo")
+        process = await world.spawn(
+            *("creds", "add", "--name", "local", "--domain", "localhost"),
+            *("--port", str(world.upstream.port)),
+            stdin=rotated.encode(),
+        )
+        out, err = await process.communicate()
+        assert process.returncode == 0, err
+        assert b"replaced" in out
+        async with asyncio.timeout(30):
+            while True:  # the file is watched, and the first request after may be one too early
+                _, reply = await curl(*trust, f"{world.url}/echo")
+                if world.upstream.seen[-1].header("authorization") == f"Bearer {rotated}":
+                    break
+        assert rotated not in reply
+        # What it was before is a secret still.
+        code, reply = await curl(*trust, f"{world.url}/echo?q={SECRET}")
+        assert (code, "X-Clawbox-Error: leak_detected" in reply) == (0, True)
+        await served.stop()
+    values = [seen.header("authorization") for seen in world.upstream.seen]
+    assert values == sorted(
+        values, key=lambda value: value != f"Bearer {SECRET}"
+    )  # never back, never without
