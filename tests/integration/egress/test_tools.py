@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import shutil
+import signal
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import clawbox_client as cb
@@ -24,6 +28,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 KEY = "cd" * 32
 SECRET = "correct-horse-battery-staple-7141"
+SIDECAR = "clawbox-egress"
 RESOURCES = {"default_memory_mb": 256, "default_fuel": 100_000_000_000}
 
 
@@ -203,3 +208,50 @@ async def test_a_request_that_is_never_answered_ends_with_the_run(world: World) 
     )
 
     assert found.outcome is cb.Outcome.TIMEOUT
+
+
+def _sidecars(world: World) -> list[int]:
+    names = {pid: Path(f"/proc/{pid}/comm") for pid in world.server.descendants()}
+    return [pid for pid, name in names.items() if name.exists() and name.read_text().strip() == SIDECAR]
+
+
+async def test_a_sidecar_that_dies_fails_the_request_alone_and_is_followed_by_another(world: World) -> None:
+    code = """
+import clawbox
+errors = []
+for url in input:
+    try:
+        clawbox.http_request("GET", url)
+    except clawbox.HostError as error:
+        errors.append(str(error))
+result = errors
+"""
+    seen = len(world.upstream.seen)
+    waiting = asyncio.create_task(world.python(code, [world.url("/never"), world.url()]))
+    await world.upstream.arrived(seen + 1)
+    for pid in _sidecars(world):
+        os.kill(pid, signal.SIGKILL)
+    found = await waiting
+
+    assert found.error is None, found.error
+    assert [error.split(":")[0] for error in found.result] == ["HTTP error"] * 2
+    assert (await world.python(code, [world.url()])).result == []
+
+
+async def test_output_of_a_run_is_cleaned_by_the_next_sidecar_or_not_shown(world: World) -> None:
+    code = (
+        "import clawbox\nprint(input[1])\ntry: clawbox.http_request('GET', input[0])\nexcept Exception: pass"
+    )
+    seen = len(world.upstream.seen)
+    asked = world.python(code, [world.url("/never"), SECRET], credentials=["api"])
+    waiting = asyncio.create_task(asked)
+    await world.upstream.arrived(seen + 1)
+    for pid in _sidecars(world):
+        os.kill(pid, signal.SIGKILL)
+    try:
+        shown = repr(await waiting)
+    except cb.ClawboxError as error:
+        assert error.reason == "REDACTION_UNAVAILABLE"  # noqa: PT017 - either is right
+        shown = str(error)
+
+    assert SECRET not in shown
