@@ -258,3 +258,16 @@ async def test_a_credential_that_is_replaced_is_used_from_then_on(world):
     assert values == sorted(
         values, key=lambda value: value != f"Bearer {SECRET}"
     )  # never back, never without
+
+
+async def test_it_stops_before_it_serves_when_it_is_asked_to(world):
+    process = await world.spawn("egress", "serve", "--grant", "grant.toml", "--socket", "proxy.sock")
+    path = world.home / "proxy.sock"
+    async with asyncio.timeout(60):
+        while not path.exists():  # noqa: ASYNC110 - it listens long before it serves
+            await asyncio.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, err = await process.communicate()
+    assert process.returncode in {0, 130}  # 130: before it was ready for signals
+    assert "Traceback" not in err.decode()
+    assert not path.exists()
