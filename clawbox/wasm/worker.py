@@ -19,7 +19,7 @@ import wasmtime
 from wasmtime import component
 
 from clawbox.children import filters
-from clawbox.children.channel import BlockingChannel, ChannelClosedError
+from clawbox.children.channel import BlockingChannel, ChannelClosedError, FrameError
 from clawbox.children.handing import receive_handed
 from clawbox.children.kind import LoadError, Profile
 from clawbox.children.linux import Timer, read_statm
@@ -185,12 +185,12 @@ class _Worker:
             yield NoEgress(granted=frame.network)
             return
         handed = receive_handed(self._descriptors, self._handed)
-        while handed is not None and handed[0] != Handed("connection", way_out.number):
-            os.close(handed[1])
-            handed = receive_handed(self._descriptors, self._handed)
         if handed is None:
             raise ChannelClosedError
-        egress = SidecarEgress(handed[1], way_out.token, way_out.max_body_bytes)
+        message, descriptor = handed
+        if message != Handed("connection", way_out.number):
+            raise FrameError("another call's connection")
+        egress = SidecarEgress(descriptor, way_out.token, way_out.max_body_bytes)
         try:
             yield egress
         finally:
