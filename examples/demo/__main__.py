@@ -1,13 +1,15 @@
 """``make demo``: what clawbox does, shown on this machine with a real server, in a few seconds.
 
 Starts a server on free ports with settings of its own in a temporary folder, runs Python and JavaScript in
-fresh sandboxes over gRPC, shows that the sandboxes hold, shows a refused token, and removes everything.
+fresh sandboxes over gRPC, shows that the sandboxes hold, lets code reach one host and no other, with a key
+that it never sees, shows a refused token, and removes everything.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -18,39 +20,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clawbox_client import ClawboxError, SyncClient
-from rich.console import Console
+
+from examples.demo import api as demo_api
+from examples.demo import outside
+from examples.demo.screen import console, expect, failures, show, step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CLAWBOX = Path(sys.executable).with_name("clawbox")
-console = Console(highlight=False, soft_wrap=True)
-failures: list[str] = []
-
-
-@contextlib.contextmanager
-def step(title: str) -> Iterator[None]:
-    """Print what is done, and how long it took."""
-    console.print(f"\n[bold]{title}[/]")
-    began = time.perf_counter()
-    yield
-    console.print(f"  [dim]{1000 * (time.perf_counter() - began):.0f} ms[/]")
-
-
-def show(label: str, text: object) -> None:
-    """Print one result."""
-    for line in str(text).strip().splitlines() or [""]:
-        console.print(f"  [cyan]{label:>12}[/]  ", end="")
-        console.print(line, markup=False)
-        label = ""
-
-
-def expect(what: str, *, holds: bool) -> None:
-    """Print whether something holds; the demo fails at the end when it does not."""
-    mark = "[green]✓[/]" if holds else "[bold red]✗[/]"
-    console.print(f"  {mark} {what}")
-    if not holds:
-        failures.append(what)
 
 
 def free_port() -> int:
@@ -62,11 +40,10 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def server(home: Path) -> Iterator[tuple[str, str]]:
-    """A running server: its address and its token."""
-    subprocess.run([CLAWBOX, "init", "--dir", home], check=True, stdout=subprocess.DEVNULL)
+def server(home: Path, environment: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """A running server with the settings in ``home``: its address and its token."""
     port = free_port()
-    env = {**os.environ, "CLAWBOX_PORT": str(port), "CLAWBOX_METRICS__PORT": str(free_port())}
+    env = {**environment, "CLAWBOX_PORT": str(port), "CLAWBOX_METRICS__PORT": str(free_port())}
     log = home / "server.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -168,15 +145,23 @@ def refused(address: str) -> None:
 def main() -> None:
     """Run the demo."""
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="clawbox-demo-") as folder:
+    with tempfile.TemporaryDirectory(prefix="clawbox-demo-") as folder, demo_api.serving() as api:
         home = Path(folder, "clawbox")
+        # Nothing of the caller's settings: the demo shows clawbox, not this machine's configuration.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("CLAWBOX_")}
+        environment["CLAWBOX_MASTER_KEY"] = secrets.token_hex(32)
         with contextlib.ExitStack() as stack:
             with step("Start a server on a free port"):
-                address, token = stack.enter_context(server(home))
+                subprocess.run([CLAWBOX, "init", "--dir", home], check=True, stdout=subprocess.DEVNULL)
+                outside.settings(home, api)
+                address, token = stack.enter_context(server(home, environment))
                 show("address", address)
             with SyncClient(address, token=token) as client:
                 interpreters(client)
                 isolation(client)
+                outside.allow(client, home, api, environment)
+                outside.requests(client, api)
+                outside.audit(client, home)
             refused(address)
             with step("Stop the server and remove its folder"):
                 stack.close()
