@@ -82,13 +82,15 @@ class OutputCleaner:
             waiting.set_result(answer)
 
     def lost(self) -> None:
-        """The process ended: nothing that was asked will be answered."""
+        """The process ended: nothing that was asked will be answered.
+
+        Which streams were its own is not forgotten: another process would not know what this one held back.
+        """
         while self._asked:
             _, waiting = self._asked.popleft()
             if not waiting.done():
                 waiting.set_exception(ChannelClosedError())
                 waiting.exception()  # whoever forgot a stream does not wait
-        self._streams.clear()
 
     async def _ask(self, process: Cleaning, question: Clean) -> bytes:
         if not process.alive:

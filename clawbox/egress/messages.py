@@ -117,11 +117,15 @@ class Clean(msgspec.Struct, frozen=True, tag="clean"):
     shapes: bool = True
 
 
+class Suspend(msgspec.Struct, frozen=True, tag="suspend"):
+    """Attach credentials no more: known secrets were found in requests, of this process or an earlier one."""
+
+
 class CloseListeners(msgspec.Struct, frozen=True, tag="close_listeners"):
     """Accept nothing any more: the sandbox ended, and only its output is still to be cleaned."""
 
 
-ToSidecar = Configure | Admit | Revoke | AuditState | Clean | CloseListeners
+ToSidecar = Configure | Admit | Revoke | AuditState | Clean | Suspend | CloseListeners
 
 
 # Sidecar to control ---------------------------------------------------------------------------------------

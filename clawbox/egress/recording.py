@@ -10,7 +10,10 @@ import asyncio
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from clawbox.egress.findings import Action
+from clawbox.egress.proxy.state import KNOWN_LEAKS_TOLERATED
 from clawbox.egress.refusal import Denial
+from clawbox.egress.shapes import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,6 +26,9 @@ DENIALS_WITH_ROWS: Final = 60
 WINDOW_SECONDS: Final = 60.0
 CALLS_KNOWN: Final = 4096
 """Names of calls, the latest ones, that a sandbox's rows may carry."""
+
+SANDBOXES_KNOWN: Final = 65_536
+"""Sandboxes, the latest ones, whose leaks are counted."""
 
 _MOST: Final = 1 << 53
 _DECISIONS: Final = frozenset({"allowed", "denied", "failed"})
@@ -60,10 +66,34 @@ class EgressMetrics(Protocol):
         """A sandbox's credentials are attached no more."""
 
 
+class LeakLedger:
+    """How many requests of each sandbox held a known secret, over all of its sidecars' lives (68).
+
+    A sandbox that has its sidecar crash, or waits until it ended idle, begins no new count.
+    """
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}  # the latest last
+
+    def add(self, sandbox: str) -> None:
+        """One more."""
+        self._counts[sandbox] = self._counts.pop(sandbox, 0) + 1
+        if len(self._counts) > SANDBOXES_KNOWN:
+            del self._counts[next(iter(self._counts))]
+
+    def suspended(self, sandbox: str) -> bool:
+        """Whether there were so many that its credentials are attached no more."""
+        return self._counts.get(sandbox, 0) >= KNOWN_LEAKS_TOLERATED
+
+
 class SandboxRecorder:
     """Writes down what the sidecar of one sandbox tells, until it is closed."""
 
-    def __init__(self, grant: Grant, audit: Audit, metrics: EgressMetrics) -> None:
+    def __init__(
+        self, grant: Grant, audit: Audit, metrics: EgressMetrics, ledger: LeakLedger | None = None
+    ) -> None:
+        self._ledger = ledger or LeakLedger()
+        self._suspension_told = False
         self._grant = grant
         self._audit = audit
         self._metrics = metrics
@@ -89,6 +119,9 @@ class SandboxRecorder:
             decision=decision, reason=reason, bytes_up=up, bytes_down=down, upstream_us=upstream_us
         )
         self.cleaned(row.found)
+        sent = (one.action is Action.REFUSED and one.kind is Kind.KNOWN for one in row.found)
+        if reason == Denial.LEAK.code and any(sent):
+            self._ledger.add(self._grant.sandbox)
         if decision == "denied" and not self._has_room():
             self._counted[reason] += 1
             return
@@ -129,10 +162,17 @@ class SandboxRecorder:
             self._begin_window()
             self._counted[reason] += count
 
-    def suspended(self, found: int) -> None:
-        """The sidecar attaches this sandbox's credentials no more (docs/security.md, 68)."""
-        self._metrics.credentials_suspended()
-        self.event("egress_suspended", "denied", Denial.CREDENTIALS_SUSPENDED.code, found=_bounded(found))
+    @property
+    def suspends(self) -> bool:
+        """Whether this sandbox's credentials are to be attached no more."""
+        return self._ledger.suspended(self._grant.sandbox)
+
+    def suspended(self) -> None:
+        """This sandbox's credentials are attached no more (docs/security.md, 68): told once."""
+        if not self._suspension_told:
+            self._suspension_told = True
+            self._metrics.credentials_suspended()
+            self.event("egress_suspended", "denied", Denial.CREDENTIALS_SUSPENDED.code)
 
     def event(self, kind: str, decision: str, reason: str, **fields: Any) -> None:
         """Write a row about the sidecar itself."""

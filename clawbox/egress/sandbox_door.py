@@ -36,6 +36,7 @@ from clawbox.egress.messages import (
     Ready,
     Revoke,
     Row,
+    Suspend,
     Suspended,
     Unwritten,
 )
@@ -298,6 +299,8 @@ class SandboxDoor:
         process.send(Configure(self.grant, self._around.upstream_ca))
         if not self._around.recordable():
             process.send(AuditState(available=False))
+        if self._recorder.suspends:
+            process.send(Suspend())
         for admit in self._tokens.values():
             process.send(admit)
         for listener in self._listeners:
@@ -335,7 +338,11 @@ class SandboxDoor:
     def _received(self, message: FromSidecar) -> None:
         match message:
             case Row():
+                before = self._recorder.suspends
                 self._recorder.row(message)
+                if self._recorder.suspends and not before:
+                    self._recorder.suspended()
+                    self._send(Suspend())
             case Cleaned():
                 self._cleaner.answered(message)
                 self._recorder.cleaned(message.found)
@@ -343,8 +350,8 @@ class SandboxDoor:
                 self.tunnels = tunnels
             case Unwritten(count):
                 self._recorder.unwritten(count)
-            case Suspended(found):
-                self._recorder.suspended(found)
+            case Suspended():
+                self._recorder.suspended()
             case Ready(ca_pem) if not self._ready.done():
                 self._ca_pem = ca_pem
                 self._ready.set_result(ca_pem)
@@ -409,8 +416,9 @@ def _deliver(process: ChildProcess[FromSidecar], purpose: str, end: socket.socke
 
 def _fault(process: ChildProcess[FromSidecar], why: str) -> None:
     """Keeper or dialer serve it no more, for what it did: it is of no use."""
-    _log.warning("sidecar %d is killed: %s", process.pid, why)
-    process.kill()
+    if process.alive:
+        _log.warning("sidecar %d is killed: %s", process.pid, why)
+        process.kill()
 
 
 def _unavailable(why: str) -> ClawboxError:

@@ -36,6 +36,7 @@ from clawbox.egress.messages import (
     Ready,
     Revoke,
     Row,
+    Suspend,
     Suspended,
     ToSidecar,
     Unwritten,
@@ -189,6 +190,8 @@ class _Sidecar:
                 self._control.recordable = available
             case Clean() if self._proxy is not None:
                 self._control.send(self._cleaner.clean(message, self._proxy.detector))
+            case Suspend():
+                self._with_proxy(Proxy.suspend)
             case CloseListeners():
                 self._with_proxy(Proxy.close_listeners)
             case _:

@@ -23,7 +23,7 @@ from clawbox.egress.dialer.control import KIND as DIALER
 from clawbox.egress.dialer.control import DialerControl
 from clawbox.egress.keeper.control import KIND as KEEPER
 from clawbox.egress.keeper.control import Keeper
-from clawbox.egress.recording import EgressMetrics, SandboxRecorder
+from clawbox.egress.recording import EgressMetrics, LeakLedger, SandboxRecorder
 from clawbox.egress.sandbox_door import SIDECAR, SandboxDoor, Surroundings
 from clawbox.errors import ClawboxError, Reason
 
@@ -116,6 +116,7 @@ class EgressSupervisor:
             self._launcher, setup.addresses, functools.partial(metrics.egress_restarted, DIALER)
         )
         self._doors: set[SandboxDoor] = set()
+        self._leaks = LeakLedger()
         self._recordable = True
         self._starting = asyncio.Lock()
         self._keeper_started = False
@@ -166,7 +167,9 @@ class EgressSupervisor:
             raise ClawboxError(Reason.SHUTTING_DOWN, "the server is stopping")
         await self._start_keeper()
         await self._start_dialer()
-        door = SandboxDoor(grant, self._around, SandboxRecorder(grant, self._audit, self._metrics))
+        door = SandboxDoor(
+            grant, self._around, SandboxRecorder(grant, self._audit, self._metrics, self._leaks)
+        )
         self._doors.add(door)
         try:
             await door.open(self._tasks)

@@ -14,7 +14,7 @@ from clawbox.egress.messages import Grant
 from clawbox.errors import ClawboxError, Reason
 from clawbox.network_rules import NetworkRule
 from tests.egress_world import answers
-from tests.integration.egress.supervisor.conftest import (
+from tests.egress_world.supervised import (
     SECRET,
     digest,
     get,
