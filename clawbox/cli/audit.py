@@ -255,7 +255,7 @@ def _signatures(verdict: "Verdict") -> str:
     if verdict.signatures == "found":
         return f"good: rows up to {verdict.signed_sequence} are of who has the key"
     if verdict.signatures == "not found":
-        return "NONE with this key: anybody may have written all of it"
+        return "NONE with this key (a server signs within a minute): anybody may have written all of it"
     return "not checked (--public-key)"
 
 
