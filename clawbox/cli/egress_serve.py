@@ -57,6 +57,13 @@ def serve(
             metavar="FILE",
         ),
     ] = None,
+    env_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for what programs need to go this way: variables in env.sh, certificates beside it.",
+            metavar="DIR",
+        ),
+    ] = None,
     audit_dir: Annotated[
         Path | None,
         typer.Option(help="Folder to keep the audit log in; absent: rows are only printed.", metavar="DIR"),
@@ -110,6 +117,7 @@ def serve(
             tcp=bound,
             unix=paths,
             ca_path=(ca_out or temporary / "ca.pem").absolute(),
+            env_dir=None if env_dir is None else env_dir.absolute(),
             audit_dir=(audit_dir or temporary / "audit").absolute(),
             keeps_audit=audit_dir is not None,
             as_json=as_json,
@@ -131,6 +139,7 @@ class _Run:
     tcp: list[tuple[str, int]]
     unix: list[Path]
     ca_path: Path
+    env_dir: Path | None
     audit_dir: Path
     keeps_audit: bool
     as_json: bool
@@ -172,13 +181,56 @@ class _Run:
         with shutdown_on_signals(stop):
             async with asyncio.TaskGroup() as tasks, AuditLog(self.audit_dir) as audit:
                 tasks.create_task(_print_rows(audit))
-                async with standalone.serve(
-                    told, self.token, self.listeners, audit=audit, metrics=Metrics()
-                ) as door:
-                    self.ca_path.write_text(door.ca_pem, "ascii")
-                    self._announce()
-                    await _until(stop, door)
+                serving = asyncio.Event()
+                task = tasks.create_task(
+                    self._serve_until(
+                        stop,
+                        serving,
+                        standalone.serve(told, self.token, self.listeners, audit=audit, metrics=Metrics()),
+                    )
+                )
+                await _first_of(task, stop)
+                if not serving.is_set():
+                    task.cancel()  # asked to stop before it served
+                await asyncio.wait([task])
         print_error("clawbox: stopped.")
+
+    async def _serve_until(
+        self,
+        stop: asyncio.Event,
+        serving: asyncio.Event,
+        door: "contextlib.AbstractAsyncContextManager[SandboxDoor]",
+    ) -> None:
+        async with door as opened:
+            self.ca_path.write_text(opened.ca_pem, "ascii")
+            if self.env_dir is not None:
+                self._write_environment(self.env_dir, opened.ca_pem)
+            self._announce()
+            serving.set()
+            await _until(stop, opened)
+
+    def _write_environment(self, folder: Path, ca_pem: str) -> None:
+        """What docs/programs.md is about. The folder is this user's alone: the token is in it."""
+        from clawbox.egress.environment import (  # noqa: PLC0415 - not for --help
+            proxy_url,
+            sandbox_environment,
+            sandbox_files,
+        )
+        from clawbox.egress.tls.upstream import private_authorities, system_authorities  # noqa: PLC0415
+
+        variables = sandbox_environment(
+            folder=str(folder),
+            token=self.token,
+            socket=str(self.unix[0]) if self.unix else None,
+            proxy=proxy_url(*self.tcp[0], self.token) if self.tcp else None,
+        )
+        authorities = [*system_authorities(), *private_authorities(self.authorities)]
+        files = sandbox_files(folder=str(folder), ca_pem=ca_pem, authorities=authorities)
+        lines = (f"export {name}={shlex.quote(value)}\n" for name, value in variables.items())
+        folder.mkdir(mode=0o700, exist_ok=True)
+        folder.chmod(0o700)
+        for name, data in {**files, "env.sh": "".join(lines).encode()}.items():
+            (folder / name).write_bytes(data)
 
     def _announce(self) -> None:
         places = [f"{_bracketed(host)}:{port}" for host, port in self.tcp]
@@ -199,6 +251,7 @@ class _Run:
             ("serving", str(self.grant_path)),
             ("on", " ".join(names)),
             ("ca", f"{self.ca_path}: of this sandbox alone; nothing else should trust it"),
+            *([("programs", f". {self.env_dir}/env.sh")] if self.env_dir else []),
             ("token", f"{made}   (not shown again)" if made else f"in {self.token_file}"),
             ("audit log", str(self.audit_dir) if self.keeps_audit else "not kept (--audit-dir DIR keeps it)"),
             ("try", self._example()),
@@ -228,6 +281,14 @@ def _example_url(rules: "Sequence[NetworkRule]") -> str:
     if 443 in rule.ports:
         return f"https://{host}{path}"
     return f"http://{host}{path}" if 80 in rule.ports else f"https://{host}:{rule.ports[0]}{path}"
+
+
+async def _first_of(task: asyncio.Task[None], event: asyncio.Event) -> None:
+    waiting = asyncio.create_task(event.wait())
+    try:
+        await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()
 
 
 async def _until(stop: asyncio.Event, door: "SandboxDoor") -> None:

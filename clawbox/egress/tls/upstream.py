@@ -42,7 +42,7 @@ _prepared: list[ssl.SSLContext] = []
 def preload() -> None:
     """Read the system's store, and prepare the context that the first UpstreamTls of each child takes."""
     codecs.lookup("idna")  # by which Python encodes each host, and which it imports when it first does
-    _prepared[:] = [_context(_system_store())]
+    _prepared[:] = [_context(b"".join(system_authorities()))]
 
 
 class UpstreamTls:
@@ -53,16 +53,12 @@ class UpstreamTls:
 
         Raises ValueError for a text that is not PEM.
         """
-        extra = b"".join(
-            certificate.public_bytes(Encoding.DER)
-            for text in extra_ca
-            for certificate in x509.load_pem_x509_certificates(text.encode())
-        )
+        extra = b"".join(private_authorities(extra_ca))
         if not system:
             self._context = _context(b"")
         else:
             # Reading 150 certificates takes 30 ms. Nobody else has a context that was popped.
-            self._context = _prepared.pop() if _prepared else _context(_system_store())
+            self._context = _prepared.pop() if _prepared else _context(b"".join(system_authorities()))
         if extra:
             self._context.load_verify_locations(cadata=extra)
         self._sessions: OrderedDict[tuple[str, int], ssl.SSLSession] = OrderedDict()
@@ -87,6 +83,15 @@ class UpstreamTls:
             self._sessions.popitem(last=False)
 
 
+def private_authorities(texts: Iterable[str]) -> tuple[bytes, ...]:
+    """The certificates in PEM texts, DER each. Raises ValueError for a text that is not PEM."""
+    return tuple(
+        certificate.public_bytes(Encoding.DER)
+        for text in texts
+        for certificate in x509.load_pem_x509_certificates(text.encode())
+    )
+
+
 def _context(trusted: bytes) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -102,22 +107,22 @@ def _context(trusted: bytes) -> ssl.SSLContext:
 
 
 @functools.cache
-def _system_store() -> bytes:
-    """Every authority of the system's store, DER after DER; empty where there is none: nothing verifies."""
+def system_authorities() -> tuple[bytes, ...]:
+    """Every authority of the system's store, DER each; empty where there is none: nothing verifies."""
     paths = ssl.get_default_verify_paths()
     files = [Path(paths.cafile)] if paths.cafile else []
     if paths.capath:
         folder = Path(paths.capath)
         files += sorted(path for path in folder.iterdir() if _HASHED_NAME.fullmatch(path.name))
-    return _read(files) or next(filter(None, (_read([Path(bundle)]) for bundle in _BUNDLES)), b"")
+    return _read(files) or next(filter(None, (_read([Path(bundle)]) for bundle in _BUNDLES)), ())
 
 
-def _read(files: Iterable[Path]) -> bytes:
-    """The authorities in these PEM files, DER after DER."""
+def _read(files: Iterable[Path]) -> tuple[bytes, ...]:
+    """The authorities in these PEM files, DER each."""
     store = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     for path in files:
         try:
             store.load_verify_locations(cafile=path)
         except (OSError, ssl.SSLError):
             continue  # OpenSSL passes over what it cannot read, too; there is less to trust then
-    return b"".join(store.get_ca_certs(binary_form=True))
+    return tuple(store.get_ca_certs(binary_form=True))

@@ -243,9 +243,9 @@ def nowhere(monkeypatch):
     monkeypatch.setenv("SSL_CERT_FILE", "/nowhere")
     monkeypatch.setenv("SSL_CERT_DIR", "/nowhere")
     monkeypatch.setattr(upstream_tls, "_prepared", [])
-    upstream_tls._system_store.cache_clear()
+    upstream_tls.system_authorities.cache_clear()
     yield
-    upstream_tls._system_store.cache_clear()
+    upstream_tls.system_authorities.cache_clear()
 
 
 @pytest.mark.parametrize("there", [True, False])
