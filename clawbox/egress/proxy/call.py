@@ -185,7 +185,7 @@ class _WholeAnswer:
                 {
                     "status": self._status,
                     "header_list": [
-                        (name.decode("latin-1"), value.decode("utf-8", "replace"))
+                        (name.decode("latin-1").lower(), value.decode("utf-8", "replace"))
                         for name, value in self._fields
                     ],
                     "body_base64": base64.b64encode(self._body).decode("ascii"),
