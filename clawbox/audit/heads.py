@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from clawbox.signed_text import audit_head_text
+
 if TYPE_CHECKING:
     from clawbox.audit.rows import AuditRow
 
 KIND = "audit_head"
 KEY_BYTES = 32
-
-_PURPOSE = "clawbox audit head 1"
 
 
 class SignerGoneError(Exception):
@@ -30,7 +30,7 @@ class Signer(Protocol):
     """Signs heads: the keeper, as control sees it."""
 
     async def sign(self, sequence: int, digest: str) -> bytes:
-        """The signature of :func:`signed_text`, 64 bytes. Raises SignerGoneError."""
+        """The signature of :func:`~clawbox.signed_text.audit_head_text`, 64 bytes. Raises SignerGoneError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Head:
     def is_signed_with(self, key: Ed25519PublicKey) -> bool:
         """Whether the signature is one of that key's."""
         try:
-            key.verify(self.signature, signed_text(self.sequence, self.hash))
+            key.verify(self.signature, audit_head_text(self.sequence, self.hash))
         except InvalidSignature:
             return False
         return True
@@ -70,8 +70,3 @@ def public_key_of(raw: bytes) -> Ed25519PublicKey:
     if len(raw) != KEY_BYTES:
         raise ValueError(f"a public key has {KEY_BYTES} bytes")
     return Ed25519PublicKey.from_public_bytes(raw)
-
-
-def signed_text(sequence: int, digest: str) -> bytes:
-    """The bytes that a signature is over. Domain-separated: the same key signs nothing else in this form."""
-    return f"{_PURPOSE}\n{sequence}:{digest}".encode()

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from clawbox.audit.heads import signed_text
+from clawbox.signed_text import audit_head_text
 
 IDENTITY_BYTES: Final = 32
 
@@ -37,7 +37,7 @@ class Identity:
 
     def sign_head(self, sequence: int, digest: str) -> bytes:
         """The Ed25519 signature, 64 bytes, of a head of the audit log."""
-        return self._signer.sign(signed_text(sequence, digest))
+        return self._signer.sign(audit_head_text(sequence, digest))
 
 
 def _derive(key: bytes, purpose: bytes) -> bytes:

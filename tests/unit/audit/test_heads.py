@@ -7,7 +7,8 @@ import os
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from clawbox.audit import AuditLog, SignerGoneError, heads, rows, signed_heads, signing, verify
+from clawbox.audit import AuditLog, SignerGoneError, rows, signed_heads, signing, verify
+from clawbox.signed_text import audit_head_text
 
 
 class Key:
@@ -25,7 +26,7 @@ class Key:
         self.before()
         if self.gone:
             raise SignerGoneError("gone")
-        return self._key.sign(heads.signed_text(sequence, digest))
+        return self._key.sign(audit_head_text(sequence, digest))
 
 
 @pytest.fixture

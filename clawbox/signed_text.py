@@ -1,0 +1,13 @@
+"""What the server's identity key signs, by purpose.
+
+By itself, so that the process with the key, which is forked and small, imports nothing of those who check.
+"""
+
+from __future__ import annotations
+
+_AUDIT_HEAD = "clawbox audit head 1"
+
+
+def audit_head_text(sequence: int, digest: str) -> bytes:
+    """The bytes that a signature is over. Domain-separated: the same key signs nothing else in this form."""
+    return f"{_AUDIT_HEAD}\n{sequence}:{digest}".encode()
