@@ -8,13 +8,13 @@ In: ``{"url", "method", "headers": {name: value} or [[name, value], …], "body"
 from __future__ import annotations
 
 import asyncio
-import base64
 import re
 from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 
 from clawbox.egress.call_errors import call_error_body, call_error_status
+from clawbox.egress.call_messages import MAX_REQUEST_BYTES, BinaryReply, joined
 from clawbox.egress.http.framing import NO_BODY, BodyKind, Framing
 from clawbox.egress.http.head import RequestHead, ResponseHead
 from clawbox.egress.http.headers import EMPTY, Headers
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from clawbox.egress.proxy.wire import Wire
 
 CALL_PATH: Final = "/proxy"
-MAX_CALL_BYTES: Final = 10 << 20
 _NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,256}")
 _VALUE: Final = re.compile(r"[\t -~\x80-\U0010ffff]*")
 _METHOD: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}")
@@ -92,8 +91,8 @@ async def _whole_body(stream: RequestStream) -> bytes:
     size = 0
     while not isinstance(piece := await stream.piece(), End):
         size += len(piece)
-        if size > MAX_CALL_BYTES:
-            raise RefusedError(Denial.BODY_TOO_LARGE, f"more than {MAX_CALL_BYTES} bytes")
+        if size > MAX_REQUEST_BYTES:
+            raise RefusedError(Denial.BODY_TOO_LARGE, f"more than {MAX_REQUEST_BYTES} bytes")
         pieces.append(piece)
     return b"".join(pieces)
 
@@ -180,23 +179,21 @@ class _WholeAnswer:
 
     def json(self, *, binary: bool) -> bytes:
         """As the caller wants it."""
+        headers = [(name.decode("ascii").lower(), _text(value)) for name, value in self._fields]
         if binary:
-            return msgspec.json.encode(
-                {
-                    "status": self._status,
-                    "header_list": [
-                        (name.decode("latin-1").lower(), value.decode("utf-8", "replace"))
-                        for name, value in self._fields
-                    ],
-                    "body_base64": base64.b64encode(self._body).decode("ascii"),
-                }
-            )
-        headers: dict[str, str] = {}
-        for name, value in self._fields:
-            key, text = name.decode("latin-1").lower(), value.decode("utf-8", "replace")
-            # RFC 9110 5.3: repeats are one list; Set-Cookie alone is not, and keeps its lines apart.
-            joint = "\n" if key == "set-cookie" else ", "
-            headers[key] = f"{headers[key]}{joint}{text}" if key in headers else text
+            return msgspec.json.encode(BinaryReply(self._status, headers, bytes(self._body)))
         return msgspec.json.encode(
-            {"status": self._status, "headers": headers, "body": self._body.decode("utf-8", "replace")}
+            {
+                "status": self._status,
+                "headers": joined(headers),
+                "body": self._body.decode("utf-8", "replace"),
+            }
         )
+
+
+def _text(value: bytes) -> str:
+    """A header's value: what is not UTF-8 is taken for ISO 8859-1, as which HTTP began (RFC 9110 5.5)."""
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
