@@ -27,6 +27,7 @@ from clawbox.telemetry import Metrics
 from tests.egress_world import answers
 from tests.egress_world.ca import TestCa
 from tests.egress_world.upstream import Upstream
+from tests.footprint import is_alive, name_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -163,7 +164,7 @@ async def get_at(path: Path, url: str, token: str | None = TOKEN) -> Reply:
 
 def processes(name: str) -> list[int]:
     """This process's descendants of that name, forkservers aside."""
-    return [pid for pid in _descendants(os.getpid()) if _comm(pid) == name]
+    return [pid for pid in _descendants(os.getpid()) if name_of(pid) == name and is_alive(pid)]
 
 
 def _descendants(pid: int) -> list[int]:
@@ -173,9 +174,3 @@ def _descendants(pid: int) -> list[int]:
             for child in (task / "children").read_text().split():
                 found += [int(child), *_descendants(int(child))]
     return found
-
-
-def _comm(pid: int) -> str:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    return ""
