@@ -264,7 +264,8 @@ class Keeper:
     def _start_serving(self, begun: Begun) -> None:
         self.public_key = begun.public_key
         if begun.fault:
-            _log.warning("credentials cannot be used: %s", begun.fault)
+            # Where there is a file that it would be for, Stored says so, too.
+            _log.info("there are no credentials: %s", begun.fault)
         self._running = True
         self._storing = 0
         self._send_store()
