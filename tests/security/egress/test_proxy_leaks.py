@@ -9,6 +9,7 @@ import json
 import random
 import urllib.parse
 import zlib
+from collections.abc import Callable
 
 import brotli
 import pytest
@@ -44,7 +45,11 @@ SPELLINGS = {
     "json": "".join(f"\\u{byte:04x}" for byte in RAW),
     "basic": "Basic " + base64.b64encode(b"me:" + RAW).decode(),
 }
-ENCODERS = {"gzip": gzip.compress, "deflate": zlib.compress, "br": brotli.compress}
+ENCODERS: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress,
+    "deflate": zlib.compress,
+    "br": brotli.compress,
+}
 URL = "http://other.test/x"
 
 
