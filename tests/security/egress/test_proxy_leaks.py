@@ -9,7 +9,7 @@ import json
 import random
 import urllib.parse
 import zlib
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import brotli
 import pytest
@@ -29,6 +29,9 @@ from tests.egress_world.client import (
     tunnel,
 )
 from tests.egress_world.sandbox import SECRET, request, sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 KEY = Credential("key", Secret(SECRET), ("api.test",))
 RAW = SECRET.encode()
