@@ -159,6 +159,7 @@ async def test_rule_58_with_the_forkserver_everything_dies_and_comes_back(world,
                         break
         assert world.upstream.seen[-1].header("Authorization") == f"Bearer {SECRET}"
         assert door.ca_pem == ca_pem
+        await world.until(lambda: world.supervisor.status().keeper)
         status = world.supervisor.status()
         assert (status.keeper, status.dialer, status.sidecars, status.down) == (True, True, 1, 0)
 

@@ -52,6 +52,7 @@ async def test_nothing_runs_before_it_is_needed(world):
     assert processes("clawbox-egress") == processes("clawbox-keeper") == processes("clawbox-dialer") == []
     assert not world.supervisor.status().started
     async with world.supervisor.sandbox(world.grant()):
+        await world.until(lambda: world.supervisor.status().dialer)
         status = world.supervisor.status()
         assert (status.keeper, status.dialer, status.sidecars, status.down) == (True, True, 1, 0)
         assert len(processes("clawbox-egress")) == 1
