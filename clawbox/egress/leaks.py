@@ -11,9 +11,11 @@ import base64
 import binascii
 import functools
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote_to_bytes
+
+import msgspec
 
 from clawbox.egress.encodings import known_secret
 from clawbox.egress.findings import (
@@ -46,8 +48,7 @@ _TEXT_TYPES: Final = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class HeadVerdict:
+class HeadVerdict(msgspec.Struct, frozen=True):
     """What may become of a head, or of trailers."""
 
     findings: tuple[Finding, ...] = ()
@@ -110,7 +111,7 @@ class LeakDetector:
                 kept.append(cleaned)
             findings += found
         verdict = HeadVerdict(tuple(dict.fromkeys(findings)), tuple(kept))
-        return replace(verdict, headers=()) if verdict.refused else verdict
+        return HeadVerdict(verdict.findings) if verdict.refused else verdict
 
     def inbound_head(self, headers: Iterable[Header]) -> HeadVerdict:
         """What of a response's headers may go on (property 49); one that cannot be cleaned is left out."""

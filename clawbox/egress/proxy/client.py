@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
+
+from msgspec import structs
 
 from clawbox.egress.call_errors import call_error_body, call_error_status
 from clawbox.egress.http.framing import BodyKind
@@ -193,7 +194,7 @@ class Client:
     ) -> None:
         """A request to somewhere else."""
         if self.identity.in_authorization:
-            head = replace(head, headers=Headers(head.headers.without(_AUTHORIZATION)))
+            head = structs.replace(head, headers=Headers(head.headers.without(_AUTHORIZATION)))
         with self._state.requests.hold(Denial.TOO_MANY_REQUESTS):
             request = Request(
                 head.method, target, head, stream.framing, self.identity.token, self.identity.call

@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from clawbox.egress.refusal import Denial, RefusedError
 
@@ -18,8 +19,7 @@ _BEARER: Final = re.compile(rb"(?i)bearer[ \t]+([!-~]{1,512})")
 _BASIC: Final = re.compile(rb"(?i)basic[ \t]+([A-Za-z0-9+/=_-]{1,1024})")
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(msgspec.Struct, frozen=True):
     """Whose request it is."""
 
     token: bytes = b""

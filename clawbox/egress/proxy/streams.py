@@ -7,8 +7,9 @@ connection, or the JSON of ``POST /proxy``.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
+
+import msgspec
 
 from clawbox.egress.http.framing import BodyKind, Framing
 from clawbox.egress.http.head import RequestHead, ResponseHead
@@ -26,8 +27,7 @@ if TYPE_CHECKING:
 Field = tuple[bytes, bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """One request that was parsed, and whose sender is known."""
 
     method: str
