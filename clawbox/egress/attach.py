@@ -87,6 +87,12 @@ def choose_credential(
     return found
 
 
+def credentials_of(granted: Iterable[str], secrets: SandboxSecrets, host: str) -> tuple[Credential, ...]:
+    """Those of ``granted`` that are for a host, whichever of its ports, paths and methods they are for."""
+    held = (secrets.credentials.get(name) for name in granted)
+    return tuple(one for one in held if one is not None and host in one.scope.hosts)
+
+
 def strip_client_auth(credential: Credential, target: Target, headers: Iterable[Header]) -> Stripped:
     """The request without any way in which the client could say who it is (properties 39, 69, 70).
 

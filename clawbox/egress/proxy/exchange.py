@@ -52,13 +52,18 @@ def terms_of(request: Request, state: SandboxState, record: Record) -> Terms:
         raise RefusedError(Denial.AUDIT_UNAVAILABLE)
     fields = request_fields(request.head)
     credential = state.credential_for(target, request.method)
+    # Also beside a credential's paths, methods and ports: there a session that was begun with it would serve,
+    # or an account of somebody else's.
+    guarding = state.credentials_of(target.host)
+    for one in guarding:
+        stripped = strip_client_auth(one, target, fields)
+        target, fields = stripped.target, list(stripped.headers)
+        record.removed += stripped.removed
     if credential is not None:
-        stripped = strip_client_auth(credential, target, fields)
-        target, record.removed = stripped.target, stripped.removed
-        fields = [*without(stripped.headers, NOT_WITH_CREDENTIALS), IDENTITY]
+        fields = [*without(fields, NOT_WITH_CREDENTIALS), IDENTITY]
     headers = search(record.asked(target), fields, state, record, decision.on_shape)
     if credential is None:
-        return Terms(state, record, Attached(target, headers), None, decision.on_shape)
+        return Terms(state, record, Attached(target, headers), None, decision.on_shape, guarding)
     wait = state.budgets.admit(credential, state.clock())
     if wait is not None:
         raise RefusedError(Denial.BUDGET_SPENT, f"{credential.name}, for {wait:.0f} s more")
@@ -67,7 +72,7 @@ def terms_of(request: Request, state: SandboxState, record: Record) -> Terms:
     except NotAttachableError as error:
         raise RefusedError(Denial.CREDENTIAL_UNAVAILABLE, credential.name) from error
     record.credential = credential.name
-    return Terms(state, record, outgoing, credential, decision.on_shape)
+    return Terms(state, record, outgoing, credential, decision.on_shape, guarding)
 
 
 def search(
@@ -195,9 +200,9 @@ class _Passage:
         if not len(trailers):
             return trailers
         terms = self._terms
-        if terms.credential is not None:
+        for one in terms.guarding:
             # Some servers read trailers as if they were headers (RFC 9110 6.5.2).
-            stripped = strip_client_auth(terms.credential, self._request.target, trailers)
+            stripped = strip_client_auth(one, self._request.target, trailers)
             terms.record.removed += stripped.removed
             trailers = Headers(stripped.headers)
         verdict = terms.state.detector.outbound_trailers(trailers, terms.on_shape)

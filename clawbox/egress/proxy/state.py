@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Final
 
-from clawbox.egress.attach import choose_credential
+from clawbox.egress.attach import choose_credential, credentials_of
 from clawbox.egress.leaks import LeakDetector
 from clawbox.egress.limits import BudgetLedger, Rate, Slots
 from clawbox.egress.refusal import Denial, RefusedError
@@ -96,6 +96,10 @@ class SandboxState:
         if self.suspended:
             raise RefusedError(Denial.CREDENTIALS_SUSPENDED)
         return found
+
+    def credentials_of(self, host: str) -> tuple[Credential, ...]:
+        """Those that the sandbox has for a host, whether or not they fit a request there."""
+        return credentials_of(self.grant.credentials, self.secrets, host)
 
     def write_down(self, record: Record) -> None:
         """Write the row of a request that has ended; several with a known secret suspend credentials (68)."""

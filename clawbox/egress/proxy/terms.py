@@ -25,6 +25,8 @@ class Terms(msgspec.Struct, frozen=True):
     """What goes upstream, credential and all."""
     credential: Credential | None
     on_shape: ShapeAction
+    guarding: tuple[Credential, ...] = ()
+    """All that the sandbox has for the host: no other authentication goes there (69)."""
 
     def count_up(self, count: int) -> None:
         """Count bytes of the request's body. Raises RefusedError."""

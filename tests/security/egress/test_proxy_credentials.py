@@ -312,6 +312,25 @@ async def test_rule_69_no_other_account_goes_where_a_credential_goes(tmp_path):
         assert upstream.seen[-1].raw_head.count(b"attacker") == 6
 
 
+async def test_rule_69_nor_beside_what_the_credential_is_for(tmp_path):
+    """A session begun with the credential, or another account, would serve on every other path."""
+    async with (
+        Upstream({"/v1": answers.sets_cookies("session=minted")}, tls=tls(), default=answers.echo) as up,
+        sandbox(tmp_path, {"api.test": up}, ca(), credentials=[NARROW]) as box,
+    ):
+        assert (await get(box, "https://api.test/v1")).header("Set-Cookie") == "session=minted"
+        own = ["Cookie: session=minted", "Authorization: Bearer attacker"]
+        await get(box, "https://api.test/admin?api_key=attacker", *own)
+        assert (sent(up), sent(up, "Cookie")) == ([], [])
+        assert up.seen[-1].target == "/admin?"
+        await get(box, "https://api.test/v1", *own, method="DELETE")
+        assert (sent(up), sent(up, "Cookie")) == ([], [])
+        assert set(box.rows.rows[-1].removed) == {"Cookie", "Authorization"}
+        head = request("https://api.test/admin", "Transfer-Encoding: chunked", method="POST")
+        reply = await ask(box, head + b"2\r\nx\n\r\n0\r\nX-Api-Key: attacker\r\nX-Sum: 1\r\n\r\n")
+        assert reply.json()["trailers"] == [["X-Sum", "1"]]
+
+
 async def test_rule_69_not_in_trailers_either(tmp_path):
     async with (
         Upstream(default=answers.echo, tls=tls()) as upstream,

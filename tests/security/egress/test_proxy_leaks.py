@@ -207,6 +207,39 @@ async def test_rule_47_what_a_host_with_a_credential_encodes_though_unasked_is_s
             assert (reply.status, reply.reason) == (502, f"upstream_{reason}")
 
 
+def named_gzip(data):
+    """With a secret where a file's name stands (RFC 1952 2.3.1)."""
+    whole = gzip.compress(data)
+    return whole[:3] + b"\x08" + whole[4:10] + RAW + b"\0" + whole[10:]
+
+
+def metadata_brotli(_):
+    """An empty stream, with a secret in a block that decoders skip (RFC 7932 9.2)."""
+    return ((3 << 2) | (1 << 5) | (len(RAW) - 1) << 7).to_bytes(2, "little") + RAW + b"\x03"
+
+
+@pytest.mark.parametrize(("coding", "encode"), [("gzip", named_gzip), ("br", metadata_brotli)])
+async def test_rule_47_nor_does_a_secret_pass_in_what_decodes_to_nothing(tmp_path, coding, encode):
+    data, line = encode(b"clean\n" * 100), ("Content-Encoding", coding)
+    one_by_one = answers.chunked([bytes([byte]) for byte in data], [line])
+    async with (
+        Upstream({"/bad": one_by_one}, tls=tls(), default=answers.echo) as upstream,
+        sandbox(tmp_path, {"api.test": upstream, "other.test": upstream}, ca(), credentials=[KEY]) as box,
+    ):
+        wires = await tunnel(box, "api.test")
+        await wires.send(inner("/bad", "api.test"))
+        seen = b""
+        with contextlib.suppress(OSError, BrokenOffError):
+            while piece := await wires.reader.read(4096):
+                seen += piece
+        wires.close()
+        assert RAW[:8] not in seen.replace(b"\r\n1\r\n", b"")
+        assert (await box.rows.written()).reason == "upstream_leak_in_answer"
+        up = await get(box, "https://other.test/up", f"Content-Encoding: {coding}", body=data)
+        assert up.reason == "leak_detected"
+        assert RAW not in upstream.seen[-1].body
+
+
 async def test_rule_48_nothing_unsearched_goes_on_when_the_upstream_breaks_off(tmp_path):
     """The first half of a secret is all that came: it is held back, and then dropped."""
     data = b"a line\n" + RAW[:20]
