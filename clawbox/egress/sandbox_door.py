@@ -13,7 +13,6 @@ import functools
 import logging
 import socket
 import time
-from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -22,7 +21,9 @@ import msgspec
 from clawbox.children.channel import ChannelClosedError, FrameError
 from clawbox.children.launcher import ChildrenUnavailableError
 from clawbox.egress.cleaning import OutputCleaner
+from clawbox.egress.crashes import Crashes
 from clawbox.egress.keeper.control import KeeperUnavailableError
+from clawbox.egress.listeners import Listeners
 from clawbox.egress.messages import (
     MAX_FRAME_BYTES,
     Activity,
@@ -41,7 +42,6 @@ from clawbox.egress.messages import (
     Unwritten,
 )
 from clawbox.egress.process import ChildProcess
-from clawbox.egress.unix_listener import UnixListener
 from clawbox.errors import ClawboxError, Reason
 
 if TYPE_CHECKING:
@@ -56,12 +56,6 @@ if TYPE_CHECKING:
 SIDECAR: Final = "sidecar"
 """The launcher's name of the kind."""
 START_SECONDS: Final = 10.0
-CRASHES_TOLERATED: Final = 5
-"""A sidecar that ends by itself more often than this within :data:`CRASH_WINDOW_SECONDS` is not started again
-(docs/security.md, 64)."""
-CRASH_WINDOW_SECONDS: Final = 60.0
-PAUSE_SECONDS: Final = 0.05
-"""Before the second start in a row; twice as long before each further one."""
 
 _log = logging.getLogger(__name__)
 _decoder: msgspec.msgpack.Decoder[FromSidecar] = msgspec.msgpack.Decoder(FromSidecar)
@@ -88,18 +82,6 @@ class Surroundings:
     restarts: Restarts
 
 
-@dataclass(slots=True)
-class _Listener:
-    purpose: str
-    sock: socket.socket
-    unix: UnixListener | None = None
-
-    def close(self) -> None:
-        if self.unix is not None:
-            self.unix.close()
-        self.sock.close()
-
-
 class SandboxDoor:
     """Keeps one sidecar serving, from :meth:`open` until :meth:`close`."""
 
@@ -114,9 +96,9 @@ class SandboxDoor:
         self._failure = ""
         self._closing = False
         self._retired = False
-        self._listeners: list[_Listener] = []
+        self._listeners = Listeners(around.dialer)
         self._tokens: dict[bytes, Admit] = {}
-        self._crashes: deque[float] = deque(maxlen=CRASHES_TOLERATED + 1)
+        self._crashes = Crashes()
         self._cleaner = OutputCleaner()
         self._keeping: asyncio.Task[None] | None = None
         self._ca_pem = ""
@@ -139,7 +121,7 @@ class SandboxDoor:
         if self._keeping is not None:
             self._keeping.cancel()
             await asyncio.wait([self._keeping])
-        self._close_listeners()
+        self._listeners.close()
         self._recorder.close()
 
     async def ready(self) -> None:
@@ -180,16 +162,15 @@ class SandboxDoor:
 
     def listen_unix(self, path: Path) -> None:
         """Make a Unix socket that the sidecar serves; see UnixListener for what is raised."""
-        unix = UnixListener(path)
-        self._listen(_Listener("unix", unix.socket, unix))
+        self._listeners.add_unix(path, self._hand)
 
     def listen_tcp(self, sock: socket.socket) -> None:
         """Have the sidecar serve a TCP socket that listens; requests there need the token. Takes ``sock``."""
-        self._listen(_Listener("tcp", sock))
+        self._listeners.add_tcp(sock, self._hand, namespace=False)
 
     def listen_namespace(self, sock: socket.socket) -> None:
         """As :meth:`listen_tcp`, for one bound in the sandbox's own network namespace: no token is needed."""
-        self._listen(_Listener("namespace", sock))
+        self._listeners.add_tcp(sock, self._hand, namespace=True)
 
     def connect(self, token: bytes, call: str) -> socket.socket:
         """A connection to the sidecar, for requests with this token, which is accepted from now on.
@@ -219,7 +200,7 @@ class SandboxDoor:
     def retire(self) -> None:
         """Close the listeners, and serve no request any more: what is left is to clean output."""
         self._retired = True
-        self._close_listeners()
+        self._listeners.close()
         for token in list(self._tokens):
             self.revoke(token)
         self._send(CloseListeners())
@@ -253,7 +234,7 @@ class SandboxDoor:
                 await self._live_once()
                 if not self._may_restart():
                     return
-                await asyncio.sleep(self._pause())
+                await asyncio.sleep(self._crashes.pause(time.monotonic()))
         finally:
             self._not_serving("its sidecar was stopped")
 
@@ -303,8 +284,7 @@ class SandboxDoor:
             process.send(Suspend())
         for admit in self._tokens.values():
             process.send(admit)
-        for listener in self._listeners:
-            process.hand(listener.purpose, 0, listener.sock.fileno())
+        self._listeners.hand_all(process.hand)
         if self._retired:
             process.send(CloseListeners())
 
@@ -367,24 +347,19 @@ class SandboxDoor:
     def _crashed(self, what: str) -> None:
         if self._closing:
             return
-        self._crashes.append(time.monotonic())
+        self._crashes.add(time.monotonic())
         self._around.restarts.egress_restarted(SIDECAR)
         # Requests that were under way have no row of their own (property 55).
         self._recorder.event("egress_gap", "recorded", f"sidecar {what}")
 
     def _may_restart(self) -> bool:
-        crashes = self._crashes
-        if len(crashes) <= CRASHES_TOLERATED or time.monotonic() - crashes[0] > CRASH_WINDOW_SECONDS:
+        if not self._crashes.hopeless(time.monotonic()):
             return True
-        self._failure = f"its sidecar ended {len(crashes)} times within {CRASH_WINDOW_SECONDS:.0f} s"
+        self._failure = str(self._crashes)
         _log.error("%s has no way out any more: %s", self.grant.sandbox, self._failure)
         self._recorder.event("egress_failed", "denied", self._failure)
-        self._close_listeners()
+        self._listeners.close()
         return False
-
-    def _pause(self) -> float:
-        recent = sum(time.monotonic() - at <= CRASH_WINDOW_SECONDS for at in self._crashes)
-        return PAUSE_SECONDS * 2 ** (recent - 2) if recent > 1 else 0.0
 
     def _await_next(self) -> None:
         if self._ready.done():
@@ -395,15 +370,9 @@ class SandboxDoor:
         self._ready.set_exception(_unavailable(self._failure or why))
         self._ready.exception()  # nobody need have waited for it
 
-    def _listen(self, listener: _Listener) -> None:
-        self._listeners.append(listener)
-        if self._process is not None:
-            with contextlib.suppress(ChannelClosedError):  # the next one gets it
-                self._process.hand(listener.purpose, 0, listener.sock.fileno())
-
-    def _close_listeners(self) -> None:
-        while self._listeners:
-            self._listeners.pop().close()
+    @property
+    def _hand(self) -> Callable[[str, int, int], None] | None:
+        return None if self._process is None else self._process.hand
 
     def _send(self, message: object) -> None:
         if self._process is not None:

@@ -14,8 +14,6 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
-import msgspec
-
 from clawbox.audit.heads import SignerGoneError
 from clawbox.children.enforcement import Enforcement, probe_egress
 from clawbox.children.launcher import Launcher
@@ -181,7 +179,8 @@ class EgressSupervisor:
 
     def refuse_addresses(self, listeners: tuple[tuple[str, int], ...]) -> None:
         """Have no sandbox reach where this program itself listens (15)."""
-        self._dialer.use_addresses(msgspec.structs.replace(self._setup.addresses, listeners=listeners))
+        for place in listeners:
+            self._dialer.refuse_listener(place)
 
     async def sign(self, sequence: int, digest: str) -> bytes:
         """Have the keeper sign a head of the audit log. Raises SignerGoneError."""

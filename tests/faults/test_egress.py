@@ -12,7 +12,8 @@ import signal
 import pytest
 from prometheus_client import generate_latest
 
-from clawbox.egress import sandbox_door
+from clawbox.egress import crashes
+from clawbox.egress.crashes import Crashes
 from clawbox.errors import ClawboxError, Reason
 from tests.egress_world import answers
 from tests.egress_world.supervised import (
@@ -166,7 +167,7 @@ async def test_rule_58_with_the_forkserver_everything_dies_and_comes_back(world,
 
 @pytest.mark.parametrize("name", ["clawbox-egress", "clawbox-dialer", "clawbox-keeper"])
 async def test_rule_58_a_death_at_any_moment_of_a_start_costs_time_alone(world, monkeypatch, name):
-    monkeypatch.setattr(sandbox_door, "CRASHES_TOLERATED", 1000)
+    monkeypatch.setattr(Crashes, "hopeless", lambda *_: False)
     chance = random.Random(58)
 
     async def killer():
@@ -209,7 +210,7 @@ async def test_rule_64_a_sandbox_whose_sidecar_crashes_again_and_again_is_given_
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             await asyncio.sleep(0)
-        assert len(world.rows("egress_gap")) == sandbox_door.CRASHES_TOLERATED + 1
+        assert len(world.rows("egress_gap")) == crashes.TOLERATED + 1
         assert len(world.rows("egress_failed")) == 1
         assert not path.exists()
         with pytest.raises(ClawboxError) as refused:

@@ -86,10 +86,17 @@ class DialerControl:
         self._supervisor.cancel()
         await asyncio.wait([self._supervisor])
 
-    def use_addresses(self, addresses: AddressPolicySpec) -> None:
-        """Refuse and trust these from now on."""
-        self._addresses = addresses
-        self._send(addresses)
+    def refuse_listener(self, place: tuple[str, int]) -> None:
+        """Have nothing connect to this address and port from now on: this program listens there (15)."""
+        self._use_listeners((*self._addresses.listeners, place))
+
+    def forget_listener(self, place: tuple[str, int]) -> None:
+        """This program listens there no more."""
+        self._use_listeners(tuple(one for one in self._addresses.listeners if one != place))
+
+    def _use_listeners(self, listeners: tuple[tuple[str, int], ...]) -> None:
+        self._addresses = msgspec.structs.replace(self._addresses, listeners=tuple(dict.fromkeys(listeners)))
+        self._send(self._addresses)
 
     def enrol(
         self, grant: Grant, deliver: Callable[[socket.socket], None], closed: Callable[[str], None]

@@ -270,3 +270,14 @@ async def test_a_tunnel_goes_through_unread(world):
         writer.close()
         await world.until(lambda: door.tunnels == 0 and world.rows())
     assert [row["way"] for row in world.rows()] == ["tunnel"]
+
+
+async def test_rule_15_no_sandbox_reaches_the_sidecars_own_listener(world):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        place = listener.getsockname()
+        rule = NetworkRule.parse({"host": place[0], "ports": [place[1]]})
+        async with world.supervisor.sandbox(Grant("loops", "ann", (rule,))) as door:
+            door.listen_tcp(listener.dup())
+            answer = await get(door, f"http://127.0.0.1:{place[1]}/")
+        assert answer.reason == "address_refused"
+        assert "itself listens there" in json.loads(answer.body)["error"]
