@@ -153,7 +153,8 @@ class EgressSupervisor:
             await door.close()
         if self._watching is not None:
             self._watching.cancel()
-        await self._stack.__aexit__(kind, error, trace)
+        # Not told of an error of the body, which the task group would put into an ExceptionGroup.
+        await self._stack.__aexit__(None, None, None)
 
     @contextlib.asynccontextmanager
     async def sandbox(self, grant: Grant) -> AsyncIterator[SandboxDoor]:
