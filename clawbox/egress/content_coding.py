@@ -83,6 +83,10 @@ class EncodedScanner:
         released = self._release()
         return released if self._outer is None else self._outer.feed(released) + self._outer.finish()
 
+    def whole(self, data: bytes) -> bytes:
+        """What goes on of a body that is all here, in place of feed and finish. Raises as they do."""
+        return self.feed(data) + self.finish()
+
     def _decode(self, data: bytes, level: int) -> Iterator[bytes]:
         if level == len(self._decoders):
             yield data

@@ -38,6 +38,9 @@ class Scanner(Protocol):
     def finish(self) -> bytes:
         """What was held back."""
 
+    def whole(self, data: bytes) -> bytes:
+        """The same for a body that is all here: in place of the other two."""
+
 
 class Unread:
     """For what is not looked into: everything goes on."""
@@ -49,6 +52,10 @@ class Unread:
     def finish(self) -> bytes:
         """Nothing was held back."""
         return b""
+
+    def whole(self, data: bytes) -> bytes:
+        """All of it."""
+        return data
 
 
 def request_scanner(

@@ -13,7 +13,7 @@ from clawbox.egress.shapes import Kind
 from clawbox.network_rules import ShapeAction
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection
 
     from clawbox.egress.leaks import LeakDetector
     from clawbox.egress.refusal import Refusal
@@ -53,8 +53,10 @@ class Record:
     known_leak_sent: bool = False
     """Whether a known secret was in the request itself."""
 
-    def note(self, findings: Iterable[Finding] | Counter[Finding], *, sent: bool) -> None:
+    def note(self, findings: Collection[Finding], *, sent: bool) -> None:
         """Add what the leak scanner found in what the sandbox ``sent``, or in the answer."""
+        if not findings:
+            return
         self.found.update(findings)
         if sent:
             self.known_leak_sent |= any(one.kind is Kind.KNOWN for one in findings)
