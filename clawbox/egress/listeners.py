@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -11,7 +12,6 @@ from clawbox.children.channel import ChannelClosedError
 from clawbox.egress.unix_listener import UnixListener
 
 if TYPE_CHECKING:
-    import socket
     from pathlib import Path
 
     from clawbox.egress.dialer.control import DialerControl
@@ -40,12 +40,12 @@ class Listeners:
         self._add(_Listener("unix", unix.socket, unix), hand)
 
     def add_tcp(self, sock: socket.socket, hand: Hand | None, *, namespace: bool) -> None:
-        """Take a TCP socket that listens; ``namespace``: in the sandbox's own network namespace.
+        """Take a socket that listens, TCP as a rule; ``namespace``: in the sandbox's own network namespace.
 
         What listens in the server's own is where no sandbox may connect to (15).
         """
-        if not namespace:
-            self._dialer.refuse_listener(sock.getsockname()[:2])
+        if not namespace and (place := _place(sock)) is not None:
+            self._dialer.refuse_listener(place)
         self._add(_Listener("namespace" if namespace else "tcp", sock), hand)
 
     def hand_all(self, hand: Hand) -> None:
@@ -57,8 +57,8 @@ class Listeners:
         """Listen no more, and remove what was made."""
         while self._open:
             listener = self._open.pop()
-            if listener.purpose == "tcp":
-                self._dialer.forget_listener(listener.sock.getsockname()[:2])
+            if listener.purpose == "tcp" and (place := _place(listener.sock)) is not None:
+                self._dialer.forget_listener(place)
             if listener.unix is not None:
                 listener.unix.close()
             listener.sock.close()
@@ -68,3 +68,11 @@ class Listeners:
         if hand is not None:
             with contextlib.suppress(ChannelClosedError):  # it is dead, and the next one gets it
                 hand(listener.purpose, 0, listener.sock.fileno())
+
+
+def _place(sock: socket.socket) -> tuple[str, int] | None:
+    """Where a socket can be connected to over a network; None for a Unix socket that somebody else made."""
+    if sock.family == socket.AF_UNIX:
+        return None
+    host, port, *_ = sock.getsockname()
+    return str(host), int(port)
