@@ -52,8 +52,8 @@ def serve(
     ca_out: Annotated[
         Path | None,
         typer.Option(
-            help="Where to write the certificate that clients must trust; absent: a file that goes when this "
-            "ends.",
+            help="Where to write the certificate that clients must trust; absent: in --env-dir, or a file "
+            "that goes when this ends.",
             metavar="FILE",
         ),
     ] = None,
@@ -116,7 +116,7 @@ def serve(
             listeners=listeners,
             tcp=bound,
             unix=paths,
-            ca_path=(ca_out or temporary / "ca.pem").absolute(),
+            ca_path=(ca_out or (env_dir or temporary) / "ca.pem").absolute(),
             env_dir=None if env_dir is None else env_dir.absolute(),
             audit_dir=(audit_dir or temporary / "audit").absolute(),
             keeps_audit=audit_dir is not None,
@@ -202,9 +202,9 @@ class _Run:
         door: "contextlib.AbstractAsyncContextManager[SandboxDoor]",
     ) -> None:
         async with door as opened:
-            self.ca_path.write_text(opened.ca_pem, "ascii")
             if self.env_dir is not None:
                 self._write_environment(self.env_dir, opened.ca_pem)
+            self.ca_path.write_text(opened.ca_pem, "ascii")
             self._announce()
             serving.set()
             await _until(stop, opened)
