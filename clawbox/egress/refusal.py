@@ -163,6 +163,25 @@ class Denial(enum.Enum):
         return self.value.meaning
 
 
+_NOT_OURS = frozenset(
+    {
+        Denial.NO_ADDRESS,
+        Denial.DNS_FAILED,
+        Denial.DNS_TIMEOUT,
+        Denial.CONNECT_FAILED,
+        Denial.CONNECT_TIMEOUT,
+        Denial.TLS_FAILED,
+        Denial.UPSTREAM_GONE,
+        Denial.IDLE_TIMEOUT,
+        Denial.CALL_TIMEOUT,
+        Denial.CLIENT_TLS_FAILED,
+        Denial.CLIENT_GONE,
+        Denial.ENDED,
+        Denial.INTERNAL,
+    }
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """One refusal: what, whose fault, and a detail of the request itself."""
@@ -181,6 +200,11 @@ class Refusal:
     def status(self) -> int:
         """The HTTP status that the sandbox sees (property 60); 502 for whatever the upstream is at fault."""
         return 502 if self.side is Side.UPSTREAM else self.denial.value.status
+
+    @property
+    def decided(self) -> bool:
+        """Whether it was refused here: else it was allowed, and did not come about."""
+        return self.side is Side.CLIENT and self.denial not in _NOT_OURS
 
     @property
     def message(self) -> str:

@@ -134,7 +134,7 @@ class Client:
         with contextlib.ExitStack() as held:
             try:
                 self._state.count_request()
-                target = self._admitted(head, tunnel, record)
+                target = self._admitted(head, tunnel, record, is_call=is_call)
                 if isinstance(target, LocalTarget):
                     await self._call(stream, head, record, sink, is_call=is_call)
                 elif target.form is Form.CONNECT:
@@ -166,17 +166,23 @@ class Client:
             await self._wire.linger()
         return False
 
-    def _admitted(self, head: RequestHead, tunnel: Tunnel | None, record: Record) -> Target | LocalTarget:
+    def _admitted(
+        self, head: RequestHead, tunnel: Tunnel | None, record: Record, *, is_call: bool
+    ) -> Target | LocalTarget:
         """Where a request goes, once it is known whose it is: without a token nobody learns anything."""
         if tunnel is not None:
             self.identity = tunnel.identity
             record.call, record.target = tunnel.identity.call, tunnel.target
             target: Target | LocalTarget = parse_tunnel_target(head.target, tunnel.target, tunnel.scheme)
         else:
-            # Until it is parsed it may be one to the sidecar itself, whose token may come in Authorization.
-            to_sidecar = head.target.startswith(("/", "http://localhost/", "http://127.0.0.1/"))
+            # Until it is parsed it may be one to the sidecar itself, whose token may come in Authorization;
+            # where no token is asked for, only that of POST /proxy is the sidecar's and not the host's.
+            for_sidecar = is_call or (
+                self._token_required
+                and head.target.startswith(("/", "http://localhost/", "http://127.0.0.1/"))
+            )
             self.identity = identify(
-                head.headers, self._state, required=self._token_required, to_sidecar=to_sidecar
+                head.headers, self._state, required=self._token_required, for_sidecar=for_sidecar
             )
             record.call = self.identity.call
             target = parse_request_target(head.method, head.target)

@@ -78,7 +78,7 @@ class Record:
             upstream = max(int((self.answered_at - self.sent_at) * 1e6), 0)
         decision = "allowed"
         if self.refusal is not None:
-            decision = "denied" if self.sent_at is None else "failed"
+            decision = "denied" if self.sent_at is None and self.refusal.decided else "failed"
         return Row(
             way=self.way,
             decision=decision,
