@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import ipaddress
+import os
 import re
 import secrets
 import shlex
@@ -204,7 +205,7 @@ class _Run:
         async with door as opened:
             if self.env_dir is not None:
                 self._write_environment(self.env_dir, opened.ca_pem)
-            self.ca_path.write_text(opened.ca_pem, "ascii")
+            _put(str(self.ca_path), opened.ca_pem.encode("ascii"))
             self._announce()
             serving.set()
             await _until(stop, opened)
@@ -228,9 +229,15 @@ class _Run:
         files = sandbox_files(folder=str(folder), ca_pem=ca_pem, authorities=authorities)
         lines = (f"export {name}={shlex.quote(value)}\n" for name, value in variables.items())
         folder.mkdir(mode=0o700, exist_ok=True)
-        folder.chmod(0o700)
-        for name, data in {**files, "env.sh": "".join(lines).encode()}.items():
-            (folder / name).write_bytes(data)
+        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            if os.fstat(opened).st_uid != os.geteuid():
+                raise CliError(f"--env-dir {folder}: it is another user's, who would see the token")
+            os.fchmod(opened, 0o700)
+            for name, data in {**files, "env.sh": "".join(lines).encode()}.items():
+                _put(name, data, opened)
+        finally:
+            os.close(opened)
 
     def _announce(self) -> None:
         places = [f"{_bracketed(host)}:{port}" for host, port in self.tcp]
@@ -269,6 +276,19 @@ class _Run:
             return f"curl {proxy} --cacert {shlex.quote(str(self.ca_path))} {url}"
         header = f'-H "Proxy-Authorization: Bearer {token}"'
         return f"curl --unix-socket {shlex.quote(str(self.unix[0]))} {header} http://localhost/{url}"
+
+
+def _put(name: str, data: bytes, folder: int | None = None) -> None:
+    """Write a file that is this user's, whoever had one of that name: its owner could change it later."""
+    temporary = f"{name}.{secrets.token_hex(8)}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with open(os.open(temporary, flags, 0o644, dir_fd=folder), "wb") as file:  # noqa: PTH123 - a descriptor
+        file.write(data)
+    try:
+        os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+    except OSError:
+        os.unlink(temporary, dir_fd=folder)
+        raise
 
 
 def _example_url(rules: "Sequence[NetworkRule]") -> str:
