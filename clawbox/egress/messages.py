@@ -125,7 +125,11 @@ class CloseListeners(msgspec.Struct, frozen=True, tag="close_listeners"):
     """Accept nothing any more: the sandbox ended, and only its output is still to be cleaned."""
 
 
-ToSidecar = Configure | Admit | Revoke | AuditState | Clean | Suspend | CloseListeners
+class Finish(msgspec.Struct, frozen=True, tag="finish"):
+    """End what is under way, send its rows, and end."""
+
+
+ToSidecar = Configure | Admit | Revoke | AuditState | Clean | Suspend | CloseListeners | Finish
 
 
 # Sidecar to control ---------------------------------------------------------------------------------------
@@ -154,7 +158,7 @@ class Row(msgspec.Struct, frozen=True, tag="row"):
     way: Short
     """``absolute``, ``connect``, ``tunnel``, ``intercept``, ``call`` or ``local``: how it came."""
     decision: Short
-    """``allowed``, ``denied`` (nothing was sent) or ``failed`` (it broke on the way)."""
+    """``allowed``, ``denied`` (refused before anything was sent) or ``failed`` (not reached, or it broke)."""
     reason: Short
     """A Denial's code, or empty."""
     method: Short

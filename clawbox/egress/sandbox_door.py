@@ -32,6 +32,7 @@ from clawbox.egress.messages import (
     Cleaned,
     CloseListeners,
     Configure,
+    Finish,
     FromSidecar,
     Grant,
     Ready,
@@ -56,6 +57,8 @@ if TYPE_CHECKING:
 SIDECAR: Final = "sidecar"
 """The launcher's name of the kind."""
 START_SECONDS: Final = 10.0
+FINISH_SECONDS: Final = 5.0
+"""How long a sidecar may take to end what is under way before it is killed."""
 
 _log = logging.getLogger(__name__)
 _decoder: msgspec.msgpack.Decoder[FromSidecar] = msgspec.msgpack.Decoder(FromSidecar)
@@ -116,13 +119,29 @@ class SandboxDoor:
             raise
 
     async def close(self) -> None:
-        """End the sidecar, and remove what led to it; nothing happens the second time."""
-        self._closing = True
+        """End the sidecar, and remove what led to it; nothing happens the second time.
+
+        What is under way ends, and has its row: nothing is lost by leaving at once.
+        """
+        if not self._closing:
+            self._closing = True
+            await self._finish()
         if self._keeping is not None:
             self._keeping.cancel()
             await asyncio.wait([self._keeping])
         self._listeners.close()
         self._recorder.close()
+
+    async def _finish(self) -> None:
+        process = self._process
+        if process is None or not self.serving:
+            return
+        process.send(Finish())
+        try:
+            async with asyncio.timeout(FINISH_SECONDS):
+                await process.gone()
+        except TimeoutError:
+            self._recorder.event("egress_gap", "recorded", "sidecar did not end when it was told to")
 
     async def ready(self) -> None:
         """Return once the sidecar serves. Raises SANDBOX_UNAVAILABLE when it does not, or never will."""
@@ -232,7 +251,7 @@ class SandboxDoor:
         try:
             while True:
                 await self._live_once()
-                if not self._may_restart():
+                if self._closing or not self._may_restart():
                     return
                 await asyncio.sleep(self._crashes.pause(time.monotonic()))
         finally:

@@ -31,6 +31,7 @@ from clawbox.egress.messages import (
     Cleaned,
     CloseListeners,
     Configure,
+    Finish,
     Found,
     Handed,
     Ready,
@@ -97,6 +98,11 @@ class _Control(FrameProtocol[ToSidecar]):
     def suspended(self, found: int) -> None:
         """Tell that credentials are attached no more."""
         self.send(Suspended(found))
+
+    def finish(self) -> None:
+        """Close the channel once control has read all that was sent."""
+        if self._transport is not None:
+            self._transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport (asyncio)."""
@@ -194,8 +200,17 @@ class _Sidecar:
                 self._with_proxy(Proxy.suspend)
             case CloseListeners():
                 self._with_proxy(Proxy.close_listeners)
+            case Finish():
+                self._loop.create_task(self._finish()).add_done_callback(self._check)
             case _:
                 raise FrameError(f"{type(message).__name__} out of turn")
+
+    async def _finish(self) -> None:
+        """End every request, each with its row (docs/security.md, 55), and then this process."""
+        if self._proxy is not None:
+            async with self._proxy:
+                pass  # leaving it is what ends them
+        self._control.finish()
 
     def _with_proxy(self, call: Callable[[Proxy], None]) -> None:
         """Now, or as soon as there is one."""

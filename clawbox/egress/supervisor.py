@@ -149,8 +149,7 @@ class EgressSupervisor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._open = False
-        for door in list(self._doors):
-            await door.close()
+        await asyncio.gather(*(door.close() for door in self._doors))
         if self._watching is not None:
             self._watching.cancel()
         # Not told of an error of the body, which the task group would put into an ExceptionGroup.

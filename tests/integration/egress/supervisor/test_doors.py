@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import signal
 import socket
 import ssl
 from pathlib import Path
@@ -46,6 +48,30 @@ async def test_a_request_goes_through_and_is_written_down(world):
         'clawbox_egress_requests_total{decision="allowed",reason=""} 1.0'
         in generate_latest(world.metrics.registry).decode()
     )
+
+
+async def test_a_request_that_is_under_way_when_a_sandbox_ends_has_its_row(world):
+    world.upstream.route("/never", answers.never)
+    async with world.supervisor.sandbox(world.grant()) as door:
+        asking = asyncio.create_task(get(door, world.url + "/never"))
+        await world.upstream.arrived()
+
+    with contextlib.suppress(ConnectionError):
+        await asking
+    (row,) = world.rows()
+    assert (row["path"], row["decision"], row["reason"]) == ("/never", "failed", "ended")
+    assert world.rows("egress_gap") == []
+
+
+async def test_a_sidecar_that_does_not_end_is_killed_and_leaves_a_gap(world, monkeypatch):
+    monkeypatch.setattr("clawbox.egress.sandbox_door.FINISH_SECONDS", 0.1)
+    async with world.supervisor.sandbox(world.grant()):
+        (pid,) = processes("clawbox-egress")
+        os.kill(pid, signal.SIGSTOP)
+
+    assert processes("clawbox-egress") == []
+    (gap,) = world.rows("egress_gap")
+    assert gap["reason"] == "sidecar did not end when it was told to"
 
 
 async def test_nothing_runs_before_it_is_needed(world):
