@@ -133,7 +133,6 @@ class Client:
         inner: Tunnel | None = None
         with contextlib.ExitStack() as held:
             try:
-                self._state.count_request()
                 target = self._admitted(head, tunnel, record, is_call=is_call)
                 if isinstance(target, LocalTarget):
                     await self._call(stream, head, record, sink, is_call=is_call)
@@ -172,6 +171,7 @@ class Client:
         """Where a request goes, once it is known whose it is: without a token nobody learns anything."""
         if tunnel is not None:
             self.identity = tunnel.identity
+            self._state.count_request()
             record.call, record.target = tunnel.identity.call, tunnel.target
             target: Target | LocalTarget = parse_tunnel_target(head.target, tunnel.target, tunnel.scheme)
         else:
@@ -185,6 +185,8 @@ class Client:
                 head.headers, self._state, required=self._token_required, for_sidecar=for_sidecar
             )
             record.call = self.identity.call
+            # Not before: whoever has no token, and reaches the listener, could else use the rate up.
+            self._state.count_request()
             target = parse_request_target(head.method, head.target)
         if isinstance(target, Target):
             record.target = target

@@ -371,3 +371,15 @@ async def test_rule_59_who_floods_does_not_keep_the_others_waiting(tmp_path):
         await asyncio.wait(flood)
         for wires in (fast, stuck, up):
             wires.close()
+
+
+async def test_rule_59_who_has_no_token_does_not_use_up_the_rate_of_who_has_one(tmp_path):
+    """Anybody on the machine reaches a TCP listener."""
+    limits = Limits(requests_per_second=1, burst=3)
+    async with (
+        Upstream({"/x": answers.body(b"ok")}) as upstream,
+        sandbox(tmp_path, {"api.test": upstream}, ca(), limits=limits, clock=lambda: 0.0) as box,
+    ):
+        for token in (None, "another-token-0123456789", None, None, None):
+            assert (await ask(box, request(URL, token=token))).status == 407
+        assert [(await get(box, URL)).status for _ in range(4)] == [200, 200, 200, 429]
