@@ -77,12 +77,27 @@ class Handed(msgspec.Struct, frozen=True):
 # Control to sidecar ---------------------------------------------------------------------------------------
 
 
+class Spent(msgspec.Struct, frozen=True, tag="spent"):
+    """What a credential with a budget was used for in the window that it is in.
+
+    A sidecar tells control, which tells the next sidecar of that sandbox.
+    """
+
+    credential: Short
+    requests: Annotated[int, msgspec.Meta(ge=0)]
+    bytes: Annotated[int, msgspec.Meta(ge=0)]
+    left_ms: Annotated[int, msgspec.Meta(ge=0)]
+    """Until the window ends."""
+
+
 class Configure(msgspec.Struct, frozen=True, tag="configure"):
     """The first message: what this sidecar is for."""
 
     grant: Grant
     upstream_ca: tuple[str, ...] = ()
     """PEM, trusted for upstreams besides the system's store."""
+    spent: tuple[Spent, ...] = ()
+    """By earlier sidecars of this sandbox."""
 
 
 class Admit(msgspec.Struct, frozen=True, tag="admit"):
@@ -211,7 +226,7 @@ class Cleaned(msgspec.Struct, frozen=True, tag="cleaned"):
     found: Annotated[tuple[Found, ...], msgspec.Meta(max_length=64)]
 
 
-FromSidecar = Ready | Row | Activity | Unwritten | Suspended | Cleaned
+FromSidecar = Ready | Row | Activity | Unwritten | Suspended | Spent | Cleaned
 
 
 # Sidecar and dialer ---------------------------------------------------------------------------------------

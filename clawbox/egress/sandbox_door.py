@@ -38,6 +38,7 @@ from clawbox.egress.messages import (
     Ready,
     Revoke,
     Row,
+    Spent,
     Suspend,
     Suspended,
     Unwritten,
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from clawbox.egress.keeper.control import Keeper
     from clawbox.egress.process import Forker
     from clawbox.egress.recording import SandboxRecorder
+    from clawbox.egress.spending import Spending
 
 SIDECAR: Final = "sidecar"
 """The launcher's name of the kind."""
@@ -79,6 +81,7 @@ class Surroundings:
     keeper: Keeper
     dialer: DialerControl
     upstream_ca: tuple[str, ...]
+    spending: Spending
     number: Callable[[], int]
     """Gives numbers that were never given before."""
     recordable: Callable[[], bool]
@@ -296,7 +299,8 @@ class SandboxDoor:
 
     def _set_up(self, process: ChildProcess[FromSidecar]) -> None:
         """Tell a new sidecar everything at once; it says when it has all of it."""
-        process.send(Configure(self.grant, self._around.upstream_ca))
+        spent = self._around.spending.of(self.grant.sandbox)
+        process.send(Configure(self.grant, self._around.upstream_ca, spent))
         if not self._around.recordable():
             process.send(AuditState(available=False))
         if self._recorder.suspends:
@@ -349,6 +353,8 @@ class SandboxDoor:
                 self.tunnels = tunnels
             case Unwritten(count):
                 self._recorder.unwritten(count)
+            case Spent(credential) if credential in self.grant.credentials:
+                self._around.spending.note(self.grant.sandbox, message)
             case Suspended():
                 self._recorder.suspended()
             case Ready(ca_pem) if not self._ready.done():

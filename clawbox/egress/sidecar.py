@@ -37,6 +37,7 @@ from clawbox.egress.messages import (
     Ready,
     Revoke,
     Row,
+    Spent,
     Suspend,
     Suspended,
     ToSidecar,
@@ -103,6 +104,10 @@ class _Control(FrameProtocol[ToSidecar]):
         """Close the channel once control has read all that was sent."""
         if self._transport is not None:
             self._transport.close()
+
+    def spent(self, spent: Spent) -> None:
+        """Tell what was used of a budget."""
+        self.send(spent)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport (asyncio)."""
@@ -306,6 +311,7 @@ class _Sidecar:
             server_tls=authority,
             client_tls=UpstreamTls(configure.upstream_ca),
         )
+        proxy.restore_spent(configure.spent)
         for call in self._waiting:
             call(proxy)
         self._waiting.clear()

@@ -23,6 +23,7 @@ from clawbox.egress.keeper.control import KIND as KEEPER
 from clawbox.egress.keeper.control import Keeper
 from clawbox.egress.recording import EgressMetrics, LeakLedger, SandboxRecorder
 from clawbox.egress.sandbox_door import SIDECAR, SandboxDoor, Surroundings
+from clawbox.egress.spending import Spending
 from clawbox.errors import ClawboxError, Reason
 
 if TYPE_CHECKING:
@@ -127,6 +128,7 @@ class EgressSupervisor:
             keeper=self._keeper,
             dialer=self._dialer,
             upstream_ca=setup.upstream_ca,
+            spending=Spending(),
             number=itertools.count(1).__next__,
             recordable=lambda: self._recordable,
             restarts=metrics,

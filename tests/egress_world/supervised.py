@@ -16,7 +16,7 @@ import pytest
 from clawbox.audit import AuditLog
 from clawbox.children.enforcement import can_have_own_uids
 from clawbox.children.uids import UidRange
-from clawbox.egress.credentials import Credential, Secret
+from clawbox.egress.credentials import Budget, Credential, Secret
 from clawbox.egress.dialer.messages import AddressPolicySpec
 from clawbox.egress.keeper.bootstrap import open_keys
 from clawbox.egress.messages import Grant, Limits
@@ -69,7 +69,7 @@ class World:
         rule = NetworkRule.parse({"host": "127.0.0.1", "ports": ports})
         return Grant(sandbox, "ann", (rule,), limits=limits or Limits(), **fields)
 
-    def keep(self, name: str, value: str = SECRET) -> None:
+    def keep(self, name: str, value: str = SECRET, budget: Budget | None = None) -> None:
         """Put a credential for the upstream into the file."""
         self.vault.put(
             Credential(
@@ -78,6 +78,7 @@ class World:
                 ("127.0.0.1",),
                 ports=(self.upstream.port, self.secure.port),
                 plain_http=True,
+                budget=budget,
             )
         )
 

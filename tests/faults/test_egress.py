@@ -14,6 +14,7 @@ from prometheus_client import generate_latest
 
 from clawbox.egress import crashes
 from clawbox.egress.crashes import Crashes
+from clawbox.egress.credentials import Budget
 from clawbox.errors import ClawboxError, Reason
 from tests.egress_world import answers
 from tests.egress_world.supervised import (
@@ -236,6 +237,23 @@ async def test_rule_68_leaks_are_counted_over_all_lives_of_a_sidecar(world):
         assert (await get(door, world.url)).reason == "credentials_suspended"
     assert len(world.rows("egress_suspended")) == 1
     assert world.upstream.seen == []
+
+
+async def test_rule_56_a_budget_is_spent_over_all_lives_of_a_sidecar(world):
+    """Else who can crash a sidecar, or wait until it ended idle, has a new one each time."""
+    world.keep("api", budget=Budget(requests=3))
+    grant = world.grant(credentials=("api",))
+    async with world.supervisor.sandbox(grant) as door:
+        assert (await get(door, world.url)).status == 200
+        kill("clawbox-egress")
+        await _restarted(world, door)
+        assert (await get(door, world.url)).status == 200
+    async with world.supervisor.sandbox(grant) as door:
+        assert (await get(door, world.url)).status == 200
+        assert (await get(door, world.url)).reason == "budget_spent"
+    async with world.supervisor.sandbox(world.grant("sandbox-2", credentials=("api",))) as other:
+        assert (await get(other, world.url)).status == 200
+    assert len(world.upstream.seen) == 4
 
 
 async def test_nothing_is_left_of_processes_that_were_killed(tmp_path):

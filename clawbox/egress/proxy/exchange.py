@@ -72,6 +72,7 @@ def terms_of(request: Request, state: SandboxState, record: Record) -> Terms:
     except NotAttachableError as error:
         raise RefusedError(Denial.CREDENTIAL_UNAVAILABLE, credential.name) from error
     record.credential = credential.name
+    state.tell_spent(credential.name)
     return Terms(state, record, outgoing, credential, decision.on_shape, guarding)
 
 

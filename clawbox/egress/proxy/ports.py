@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import socket
 
-    from clawbox.egress.messages import Row
+    from clawbox.egress.messages import Row, Spent
     from clawbox.egress.tls.session import TlsSession
 
 
@@ -44,6 +44,9 @@ class Rows(Protocol):
 
     def suspended(self, found: int) -> None:
         """Note that the sandbox's credentials are attached no more (68)."""
+
+    def spent(self, spent: Spent) -> None:
+        """Note what a credential with a budget was used for (56)."""
 
 
 class ServerTls(Protocol):

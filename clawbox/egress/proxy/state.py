@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Final
 from clawbox.egress.attach import choose_credential, credentials_of
 from clawbox.egress.leaks import LeakDetector
 from clawbox.egress.limits import BudgetLedger, Rate, Slots
+from clawbox.egress.messages import Spent
 from clawbox.egress.refusal import Denial, RefusedError
 from clawbox.policy import NetworkGrant
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from clawbox.egress.credentials import Credential, SandboxSecrets
     from clawbox.egress.messages import Grant
@@ -101,9 +102,25 @@ class SandboxState:
         """Those that the sandbox has for a host, whether or not they fit a request there."""
         return credentials_of(self.grant.credentials, self.secrets, host)
 
+    def tell_spent(self, credential: str) -> None:
+        """Have it known, if there is a budget, what was used of it, whatever becomes of this process (56)."""
+        now = self.clock()
+        spent = self.budgets.spent(credential, now)
+        if spent is not None:
+            requests, count, left = spent
+            self.rows.spent(Spent(credential, requests, count, max(int(left * 1000), 0)))
+
+    def restore_spent(self, spent: Iterable[Spent]) -> None:
+        """Begin with what was used already."""
+        now = self.clock()
+        for one in spent:
+            self.budgets.restore(one.credential, one.requests, one.bytes, now + one.left_ms / 1000)
+
     def write_down(self, record: Record) -> None:
         """Write the row of a request that has ended; several with a known secret suspend credentials (68)."""
         self.rows.write(record.row(self.clock(), self.detector))
+        if record.credential:
+            self.tell_spent(record.credential)
         if record.known_leak_sent:
             self._known_leaks += 1
             if self._known_leaks == KNOWN_LEAKS_TOLERATED:
