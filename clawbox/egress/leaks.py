@@ -28,8 +28,9 @@ from clawbox.egress.findings import (
     outbound,
     unaltered,
 )
+from clawbox.egress.patterns import PatternSet
 from clawbox.egress.scanner import REDACTED, StreamScanner
-from clawbox.egress.shapes import CREDENTIAL_SHAPES, PatternSet
+from clawbox.egress.shapes import CREDENTIAL_SHAPES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -13,7 +13,7 @@ from typing import Annotated
 import msgspec
 
 from clawbox.egress.findings import Action, Place  # noqa: TC001 - msgspec reads the types
-from clawbox.egress.shapes import Kind  # noqa: TC001
+from clawbox.egress.patterns import Kind  # noqa: TC001
 from clawbox.network_rules import NetworkRule, ShapeAction
 
 MAX_FRAME_BYTES = 1 << 20

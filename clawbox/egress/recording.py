@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from clawbox.children.channel import FrameError
 from clawbox.egress.findings import Action
 from clawbox.egress.limits import Rate
+from clawbox.egress.patterns import Kind
 from clawbox.egress.proxy.state import KNOWN_LEAKS_TOLERATED
 from clawbox.egress.refusal import Denial
-from clawbox.egress.shapes import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

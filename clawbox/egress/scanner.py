@@ -14,7 +14,7 @@ from clawbox.egress.hold_back import HoldBack
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from clawbox.egress.shapes import Match, Pattern, PatternSet
+    from clawbox.egress.patterns import Match, Pattern, PatternSet
 
 REDACTED: Final = b"[REDACTED]"
 _CONTEXT: Final = 64  # of what went on, for `\b` and for what may not stand before a match

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from clawbox.egress.findings import Finding, Place
 from clawbox.egress.messages import Found, Row
-from clawbox.egress.shapes import Kind
+from clawbox.egress.patterns import Kind
 from clawbox.network_rules import ShapeAction
 
 if TYPE_CHECKING:

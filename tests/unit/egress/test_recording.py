@@ -11,6 +11,7 @@ from prometheus_client import generate_latest
 from clawbox.children.channel import FrameError
 from clawbox.egress.findings import Action, Place
 from clawbox.egress.messages import Found, Grant, Limits, Row
+from clawbox.egress.patterns import Kind
 from clawbox.egress.recording import (
     CALLS_KNOWN,
     DENIALS_WITH_ROWS,
@@ -18,7 +19,6 @@ from clawbox.egress.recording import (
     LIVES_AT_ONCE,
     SandboxRecorder,
 )
-from clawbox.egress.shapes import Kind
 from clawbox.network_rules import NetworkRule
 from clawbox.telemetry import Metrics
 
