@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clawbox.cli.errors import CliError, ExitCode
+from clawbox.cli.options import ConfigOption, JsonOption
 from clawbox.cli.output import escape, print_error, print_table, show, write
 
 if TYPE_CHECKING:
@@ -29,14 +30,6 @@ app = typer.Typer(
     ),
 )
 
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        help="Settings file; default: CLAWBOX_CONFIG, ~/.clawbox/config.toml, config/default.toml.",
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 NameOption = Annotated[str, typer.Option("--name", help="Name by which grants ask for it.")]
 
 _MAX_INPUT = 64 << 10
