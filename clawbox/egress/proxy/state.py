@@ -77,10 +77,6 @@ class SandboxState:
             raise RefusedError(Denial.TOKEN_INVALID)
         return digest, call
 
-    def knows(self, digest: bytes) -> bool:
-        """Whether a token that was accepted is so still."""
-        return digest in self._tokens
-
     def count_request(self) -> None:
         """Count one against the rate. Raises RefusedError."""
         if self._rate.take(self.clock()) is not None:
