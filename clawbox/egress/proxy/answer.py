@@ -101,7 +101,7 @@ class Answer:
                 fields = without(fields, OF_THE_BYTES)
             if received.kind is BodyKind.LENGTH:
                 received = Framing(BodyKind.LENGTH, len(self._whole))
-        framing = returned_framing(received, self._request.head.version, rewritten=False)
+        framing = returned_framing(received, self._request.head.version)
         self._sink.head(head, fields, framing, None)
 
     def _data(self, payload: bytes) -> None:
