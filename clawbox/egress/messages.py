@@ -214,8 +214,6 @@ class Unwritten(msgspec.Struct, frozen=True, tag="unwritten"):
 class Suspended(msgspec.Struct, frozen=True, tag="suspended"):
     """Known secrets were found in several requests: this sandbox's credentials are attached no more (68)."""
 
-    found: int
-
 
 class Cleaned(msgspec.Struct, frozen=True, tag="cleaned"):
     """The answer to one Clean."""

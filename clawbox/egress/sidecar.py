@@ -96,9 +96,9 @@ class _Control(FrameProtocol[ToSidecar]):
         if not self._stalled:
             self._tell_tunnels()
 
-    def suspended(self, found: int) -> None:
+    def suspended(self) -> None:
         """Tell that credentials are attached no more."""
-        self.send(Suspended(found))
+        self.send(Suspended())
 
     def finish(self) -> None:
         """Close the channel once control has read all that was sent."""

@@ -38,7 +38,7 @@ class Notebook:
     rows: list[Row] = field(default_factory=list)
     available: bool = True
     open_tunnels: int = 0
-    suspensions: list[int] = field(default_factory=list)
+    suspensions: int = 0
     spendings: list[Spent] = field(default_factory=list)
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
@@ -49,8 +49,8 @@ class Notebook:
     def tunnels(self, count: int) -> None:
         self.open_tunnels = count
 
-    def suspended(self, found: int) -> None:
-        self.suspensions.append(found)
+    def suspended(self) -> None:
+        self.suspensions += 1
 
     def spent(self, spent: Spent) -> None:
         self.spendings.append(spent)

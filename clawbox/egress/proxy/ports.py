@@ -42,7 +42,7 @@ class Rows(Protocol):
     def tunnels(self, count: int) -> None:
         """Note how many tunnels are open now."""
 
-    def suspended(self, found: int) -> None:
+    def suspended(self) -> None:
         """Note that the sandbox's credentials are attached no more (68)."""
 
     def spent(self, spent: Spent) -> None:

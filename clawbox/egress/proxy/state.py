@@ -121,4 +121,4 @@ class SandboxState:
             self._known_leaks += 1
             if self._known_leaks == KNOWN_LEAKS_TOLERATED:
                 self.suspended = True
-                self.rows.suspended(self._known_leaks)
+                self.rows.suspended()

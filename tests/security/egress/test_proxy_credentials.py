@@ -266,11 +266,11 @@ async def test_rule_68_a_few_known_secrets_suspend_credentials_and_say_so(tmp_pa
     ):
         assert (await get(box, f"https://other.test/?{SECRET}")).reason == "leak_detected"
         assert (await get(box, "https://other.test/", f"X: {SECRET}")).reason == "leak_detected"
-        assert box.rows.suspensions == []
+        assert box.rows.suspensions == 0
         assert (await get(box, "https://api.test/")).status == 200
         assert (await get(box, "https://other.test/", body=SECRET.encode())).reason == "leak_detected"
         await box.rows.written(4)
-        assert box.rows.suspensions == [3]
+        assert box.rows.suspensions == 1
 
         reply = await get(box, "https://api.test/")
         assert (reply.status, reply.reason) == (403, "credentials_suspended")
@@ -278,7 +278,7 @@ async def test_rule_68_a_few_known_secrets_suspend_credentials_and_say_so(tmp_pa
         # A new value of the secret does not forgive.
         box.proxy.replace_secrets(SandboxSecrets({"key": KEY}, {}))
         assert (await get(box, "https://api.test/")).reason == "credentials_suspended"
-        assert box.rows.suspensions == [3]
+        assert box.rows.suspensions == 1
 
 
 async def test_rule_68_what_a_host_reflects_suspends_nobody(tmp_path):
@@ -288,7 +288,7 @@ async def test_rule_68_what_a_host_reflects_suspends_nobody(tmp_path):
     ):
         for _ in range(5):
             assert (await get(box, "https://api.test/x")).status == 200
-        assert box.rows.suspensions == []
+        assert box.rows.suspensions == 0
 
 
 ACCOUNTS = [
