@@ -24,6 +24,7 @@ from clawbox.cli.output import print_error, print_json_line, write
 
 if TYPE_CHECKING:
     from clawbox.audit import AuditLog
+    from clawbox.children.uids import UidRange
     from clawbox.config import Config
     from clawbox.egress.grant_file import GrantFile
     from clawbox.egress.sandbox_door import SandboxDoor
@@ -148,19 +149,20 @@ class _Run:
     def run(self) -> None:
         import uvloop  # noqa: PLC0415 - not for --help
 
+        from clawbox.children.uids import UidsExhaustedError, server_uids  # noqa: PLC0415
         from clawbox.egress.vault import VaultError  # noqa: PLC0415
         from clawbox.errors import ClawboxError  # noqa: PLC0415
 
+        children = self.settings.children
         try:
-            uvloop.run(self._serve())
-        except* (ClawboxError, VaultError) as group:
+            with server_uids(children.uid_first, children.uid_count) as uids:
+                uvloop.run(self._serve(uids))
+        except* (ClawboxError, VaultError, UidsExhaustedError) as group:
             error = _first(group)
             raise CliError(f"egress cannot be served: {error}", code=ExitCode.FAILED) from error
 
-    async def _serve(self) -> None:
+    async def _serve(self, uids: "UidRange | None") -> None:
         from clawbox.audit import AuditLog  # noqa: PLC0415 - not for --help
-        from clawbox.children.enforcement import can_have_own_uids  # noqa: PLC0415
-        from clawbox.children.uids import UidRange  # noqa: PLC0415
         from clawbox.egress.dialer.messages import AddressPolicySpec  # noqa: PLC0415
         from clawbox.egress.keeper.bootstrap import identity_folder  # noqa: PLC0415
         from clawbox.egress.standalone import Standalone  # noqa: PLC0415
@@ -168,13 +170,13 @@ class _Run:
         from clawbox.rpc.drain import shutdown_on_signals  # noqa: PLC0415
         from clawbox.telemetry import Metrics  # noqa: PLC0415
 
-        table, children = self.file.grant, self.settings.children
+        table = self.file.grant
         addresses = AddressPolicySpec(table.trusted_networks, table.deny_addresses, tuple(self.tcp))
         standalone = Standalone(
             EgressSetup(self.settings.credentials.store_path, addresses, self.authorities),
             identity_folder(self.settings),
             self.settings.credentials.master_key_file,
-            UidRange(children.uid_first, children.uid_count) if can_have_own_uids() else None,
+            uids,
         )
         # The name decides the CA: who trusts it for this grant file may do so the next time.
         told = self.file.for_sandbox(f"egress-{_digest(self.grant_path)}", _OWNER)
