@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 PIECE_BYTES: Final = 128 << 10
 """Most output in one message; as many bytes may become somewhat more."""
-
-
 ANSWER_SECONDS: Final = 30.0
 """How long a piece may take: a process that is stuck, or was taken over, keeps nobody waiting for ever."""
 

@@ -29,7 +29,6 @@ DENIALS_WITH_ROWS: Final = 60
 WINDOW_SECONDS: Final = 60.0
 CALLS_KNOWN: Final = 4096
 """Names of calls, the latest ones, that a sandbox's rows may carry."""
-
 LATE_SECONDS: Final = 30.0
 """How late rows may come, all at once. A sidecar that was taken over could else fill the disk: what is denied
 is counted, and what is sent is as much as the grant says."""

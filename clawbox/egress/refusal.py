@@ -1,6 +1,6 @@
 """Why the sidecar does not do what it was asked, as values: a reason for machines, a sentence for agents.
 
-Each refusal has one :class:`Denial`, whose ``value`` is in replies, audit rows and metrics and never changes.
+Each refusal has one :class:`Denial`, whose ``code`` is in replies, audit rows and metrics and never changes.
 Nothing that the sandbox or the upstream sent becomes a label: only ``detail`` holds such text, escaped.
 """
 
@@ -30,7 +30,7 @@ class _Spec(NamedTuple):
 
 
 class Denial(enum.Enum):
-    """Every reason that parsing or deciding can give, with its sentence."""
+    """Every reason for which a request, or its answer, does not go on, with its sentence and HTTP status."""
 
     # The target and the Host header
     MALFORMED_TARGET = _Spec("malformed_target", "The request target is not an absolute http or https URL.")
@@ -135,7 +135,7 @@ class Denial(enum.Enum):
     LEAK = _Spec("leak_detected", "The request holds a secret that must not leave the sandbox.")
     LEAK_INBOUND = _Spec("leak_in_answer", "The answer holds a secret that could not be taken out.", 502)
     UNREADABLE_CODING = _Spec(
-        "content_coding_refused", "The body is in an encoding that cannot be looked into.", 403
+        "content_coding_refused", "The body is in an encoding that cannot be looked into."
     )
     CREDENTIAL_UNAVAILABLE = _Spec(
         "credential_unavailable", "The credential for this request cannot be used now.", 502
@@ -163,6 +163,7 @@ class Denial(enum.Enum):
         return self.value.meaning
 
 
+# Not decided here: what was allowed and did not come about.
 _NOT_OURS = frozenset(
     {
         Denial.NO_ADDRESS,

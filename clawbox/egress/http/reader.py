@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 MAX_INTERIM: Final = 16
 """1xx responses to one request."""
-
-
 MAX_SURPLUS: Final = 512 << 10
 """Bytes of next requests that are kept while one is answered: two of the largest reads."""
 
