@@ -57,7 +57,10 @@ def add(
     max_bytes: Annotated[int | None, typer.Option(help="Bytes in a window, both ways.", min=1)] = None,
     window: Annotated[int, typer.Option(help="Length of a window, in seconds.", min=1)] = 86_400,
     env: Annotated[
-        str | None, typer.Option(help="Environment variable of a sandbox that gets a placeholder.")
+        str | None,
+        typer.Option(
+            help="Environment variable that is to hold a placeholder in containers, which are planned."
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Take a secret that can be guessed.")] = False,
     config: ConfigOption = None,
