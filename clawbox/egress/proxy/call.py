@@ -141,6 +141,10 @@ class _Bytes:
     def __init__(self, data: bytes) -> None:
         self._data = data
 
+    def whole(self) -> bytes:
+        """All of it."""
+        return self._data
+
     async def piece(self) -> bytes | End:
         """All of it, then its end."""
         data, self._data = self._data, b""

@@ -24,9 +24,10 @@ from clawbox.egress.refusal import Denial, Refusal, RefusedError, Side
 from clawbox.egress.rules import decide
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Iterable
 
-    from clawbox.egress.proxy.bodies import Field
+    from clawbox.egress.proxy.bodies import Field, Scanner
     from clawbox.egress.proxy.record import Record
     from clawbox.egress.proxy.state import SandboxState
     from clawbox.egress.proxy.streams import Request, Sink, Source
@@ -96,6 +97,7 @@ async def exchange(request: Request, terms: Terms, source: Source, sink: Sink, c
 
     ``client`` is the connection on which bytes count as life, too.
     """
+    _search_ahead(source.whole(), request, terms)
     target, upstreams = terms.outgoing.target, terms.state.upstreams
     key = Key(request.token, target.scheme, target.host, target.port, terms.record.credential)
     kept = upstreams.take(key)
@@ -108,6 +110,31 @@ async def exchange(request: Request, terms: Terms, source: Source, sink: Sink, c
             return
     opened = await upstreams.open(key)
     await _Passage(opened, request, terms, source, sink).run(client)
+
+
+def _search_ahead(body: bytes, request: Request, terms: Terms) -> None:
+    """Search a body that is all here before anybody hears of the request. Raises RefusedError."""
+    if not body:
+        return
+    scanner, found = _body_scanner(request, terms)
+    try:
+        scanner.feed(body)
+        scanner.finish()
+    except LeakError as error:
+        terms.record.note(found or error.findings, sent=True)
+        raise RefusedError(Denial.LEAK, str(error)) from None
+    except CodingError as error:
+        raise RefusedError(Denial.UNREADABLE_CODING, str(error)) from None
+
+
+def _body_scanner(request: Request, terms: Terms) -> tuple[Scanner, Counter[Finding] | None]:
+    return request_scanner(
+        terms.state.detector,
+        request.head.headers,
+        request.framing,
+        terms.on_shape,
+        credentialed=terms.credential is not None,
+    )
 
 
 class _Passage:
@@ -167,13 +194,7 @@ class _Passage:
         terms, wire = self._terms, self._connection.wire
         scanner = found = None
         try:
-            scanner, found = request_scanner(
-                terms.state.detector,
-                self._request.head.headers,
-                self._request.framing,
-                terms.on_shape,
-                credentialed=terms.credential is not None,
-            )
+            scanner, found = _body_scanner(self._request, terms)
             writer = BodyWriter(self._request.framing)
             while not isinstance(piece := await self._source.piece(), End):
                 terms.count_up(len(piece))

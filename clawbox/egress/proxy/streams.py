@@ -45,6 +45,9 @@ class Source(Protocol):
     async def piece(self) -> bytes | End:
         """The next bytes of it, or its end. Raises RefusedError."""
 
+    def whole(self) -> bytes:
+        """All of it, if all of it has come; it is still to be read."""
+
 
 class Sink(Protocol):
     """Where the answer goes."""
@@ -137,6 +140,12 @@ class RequestStream:
         if isinstance(event, End):
             self.complete = True
         return event
+
+    def whole(self) -> bytes:
+        """The body, if all of it has come; it is still to be read."""
+        if not any(isinstance(event, End) for event in self._events):
+            return b""
+        return b"".join([event for event in self._events if isinstance(event, bytes)])
 
     def take_over(self) -> bool:
         """Bytes from now on are not requests. Whether some have come already, which may not be (29)."""

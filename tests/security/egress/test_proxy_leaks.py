@@ -396,3 +396,20 @@ async def test_rule_54_a_length_that_was_promised_is_kept_whatever_is_replaced(t
             assert reply.body.startswith(b"x" * 5000 + b"\n[REDACTED]")
             assert RAW not in reply.body
         wires.close()
+
+
+@pytest.mark.parametrize("way", ["absolute", "call"])
+async def test_rule_45_a_body_that_came_whole_is_searched_before_anybody_hears_of_it(tmp_path, way):
+    async with (
+        Upstream(default=answers.echo) as upstream,
+        sandbox(tmp_path, {"api.test": upstream}, ca(), credentials=[KEY]) as box,
+    ):
+        body = f"it is {SECRET}"
+        if way == "call":
+            await call(box, {"url": "http://api.test/", "method": "POST", "body": body})
+        else:
+            head = request("http://api.test/", f"Content-Length: {len(body)}", method="POST")
+            assert (await ask(box, head + body.encode())).reason == "leak_detected"
+        row = await box.rows.written()
+        assert (row.way, row.decision, row.reason) == (way, "denied", "leak_detected")
+        assert box.names.dialed == []

@@ -177,7 +177,7 @@ async def unknown_route(box, upstream):
 
 async def leaking(box, upstream):
     await get(box, "http://api.test/ok", body=SECRET.encode() + b"\n")
-    return "absolute", "failed", "leak_detected", ("POST", *LOCAL, "/ok"), None
+    return "absolute", "denied", "leak_detected", ("POST", *LOCAL, "/ok"), None
 
 
 CASES = [
