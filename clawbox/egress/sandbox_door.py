@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import socket
 import time
@@ -22,7 +21,7 @@ from clawbox.children.channel import ChannelClosedError, FrameError
 from clawbox.children.launcher import ChildrenUnavailableError
 from clawbox.egress.cleaning import OutputCleaner
 from clawbox.egress.crashes import Crashes
-from clawbox.egress.keeper.control import KeeperUnavailableError
+from clawbox.egress.joining import joined
 from clawbox.egress.listeners import Listeners
 from clawbox.egress.messages import (
     MAX_FRAME_BYTES,
@@ -274,28 +273,29 @@ class SandboxDoor:
             return
         self._process = process
         was_ready = False
-        enrolment = self._around.dialer.enrol(
-            self.grant, functools.partial(_deliver, process, "dialer"), functools.partial(_fault, process)
-        )
-        secrets = asyncio.create_task(self._have_secrets_sent(process))
         try:
-            try:
-                self._set_up(process)
-                async with asyncio.timeout(START_SECONDS):
-                    await self._until_ready_or_gone(process)
-            except (ChannelClosedError, TimeoutError):
-                process.kill()
-            was_ready = self.serving
-            await process.gone()
+            async with joined(process, self.grant, self._around.keeper, self._around.dialer):
+                try:
+                    was_ready = await self._serve(process)
+                finally:
+                    self._process = None
         finally:
             # Cancelled or not: nothing of it is left.
-            self._process = None
-            self._around.dialer.dismiss(enrolment)
-            secrets.cancel()
-            await asyncio.wait([secrets])
             await asyncio.shield(process.end())
             self._lost()
         self._crashed("ended" if was_ready else "ended before it served")
+
+    async def _serve(self, process: ChildProcess[FromSidecar]) -> bool:
+        """Set a sidecar up and stay until it is gone; whether it ever served."""
+        try:
+            self._set_up(process)
+            async with asyncio.timeout(START_SECONDS):
+                await self._until_ready_or_gone(process)
+        except (ChannelClosedError, TimeoutError):
+            process.kill()
+        was_ready = self.serving
+        await process.gone()
+        return was_ready
 
     def _set_up(self, process: ChildProcess[FromSidecar]) -> None:
         """Tell a new sidecar everything at once; it says when it has all of it."""
@@ -310,25 +310,6 @@ class SandboxDoor:
         self._listeners.hand_all(process.hand)
         if self._retired:
             process.send(CloseListeners())
-
-    async def _have_secrets_sent(self, process: ChildProcess[FromSidecar]) -> None:
-        """Have the keeper serve a sidecar for as long as this runs."""
-        grant = self.grant
-        try:
-            recipient = await self._around.keeper.hand_out(
-                grant.sandbox,
-                grant.owner,
-                grant.credentials,
-                functools.partial(_deliver, process, "keeper"),
-                functools.partial(_fault, process),
-            )
-        except KeeperUnavailableError as error:
-            _fault(process, str(error))
-            return
-        try:
-            await process.gone()
-        finally:
-            self._around.keeper.dismiss(recipient)
 
     async def _until_ready_or_gone(self, process: ChildProcess[FromSidecar]) -> None:
         gone = asyncio.create_task(process.gone())
@@ -402,17 +383,6 @@ class SandboxDoor:
     def _send(self, message: object) -> None:
         if self._process is not None:
             self._process.send(message)
-
-
-def _deliver(process: ChildProcess[FromSidecar], purpose: str, end: socket.socket) -> None:
-    process.hand(purpose, 0, end.fileno())
-
-
-def _fault(process: ChildProcess[FromSidecar], why: str) -> None:
-    """Keeper or dialer serve it no more, for what it did: it is of no use."""
-    if process.alive:
-        _log.warning("sidecar %d is killed: %s", process.pid, why)
-        process.kill()
 
 
 def _unavailable(why: str) -> ClawboxError:
