@@ -90,6 +90,26 @@ class Reason(enum.Enum):
         "A tool of that name exists, or is being uploaded.",
         "Choose another name, or set `replace`.",
     )
+    FILE_NOT_FOUND = _Spec(
+        Code.NOT_FOUND,
+        "There is no such file or folder in the sandbox.",
+        "List the folder above it.",
+    )
+    FILE_EXISTS = _Spec(
+        Code.ALREADY_EXISTS,
+        "Something of that name is in the sandbox already.",
+        "Choose another name, or allow that it is replaced.",
+    )
+    FILE_DENIED = _Spec(
+        Code.PERMISSION_DENIED,
+        "The sandbox's own user may not do this to the file or folder.",
+        "Change owner or permissions inside the sandbox.",
+    )
+    FILE_LIMIT = _Spec(
+        Code.RESOURCE_EXHAUSTED,
+        "A file or folder has more bytes or entries than allowed, or the disk is full.",
+        "See the message; do it in parts, or make room.",
+    )
     AGENT_EXISTS = _Spec(Code.ALREADY_EXISTS, "An agent of that id exists.", "Choose another id.")
     UNKNOWN_METHOD = _Spec(
         Code.UNIMPLEMENTED,

@@ -35,7 +35,7 @@ class Confinement:
     """What one child gets. ``None`` where this machine or user cannot give it; GetStatus says so."""
 
     uid: int | None
-    """Own uid and gid; None keeps the server's."""
+    """Own uid, and gid where ``gid`` is None; None keeps the server's."""
     empty_root: int | None
     """Descriptor of an empty directory to become the root of a kind that asks for one."""
     network: int | None
@@ -46,6 +46,10 @@ class Confinement:
     """Process id of the forkserver: when it is gone, so is the child."""
     profile: Profile
     """What its kind asks for."""
+    gid: int | None = None
+    """Own gid where it is another number than ``uid``."""
+    root: int | None = None
+    """Descriptor of the folder that becomes its root, in place of an empty one."""
 
 
 def confine(confinement: Confinement, *, keep: Iterable[int], name: str) -> None:
@@ -68,23 +72,27 @@ def confine(confinement: Confinement, *, keep: Iterable[int], name: str) -> None
         descriptors=profile.descriptors,
         threads=profile.threads,
         locked_memory=resource.RLIM_INFINITY if lock else 0,
+        file_bytes=profile.file_bytes,
     )
     _limit_memory(profile.data_bytes)
     if profile.network and confinement.network is not None:
         linux.enter_network_namespace(confinement.network)
-    if profile.empty_root and confinement.empty_root is not None:
-        os.fchdir(confinement.empty_root)
+    root = confinement.root
+    if root is None and profile.empty_root:
+        root = confinement.empty_root
+    if root is not None:
+        os.fchdir(root)
         os.chroot(".")
     os.chdir("/")
     close_descriptors({*keep, null})
-    drop_privileges(confinement.uid)
+    drop_privileges(confinement.uid, confinement.gid)
     linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
     linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != confinement.forkserver:
         raise ConfinementError("the forkserver is gone")
     # After the uid changed, which sets it back to what fs.suid_dumpable says.
     linux.prctl(linux.PR_SET_DUMPABLE, 0)
-    check_privileges(confinement.uid)
+    check_privileges(confinement.uid, confinement.gid)
     if lock:
         linux.lock_memory()
     architecture = seccomp.ARCHITECTURES.get(platform.machine())
@@ -123,16 +131,21 @@ def close_descriptors(keep: Iterable[int]) -> None:
 
 
 def limit_resources(
-    *, own_uid: bool, descriptors: int = MAX_DESCRIPTORS, threads: int = MAX_THREADS, locked_memory: int = 0
+    *,
+    own_uid: bool,
+    descriptors: int = MAX_DESCRIPTORS,
+    threads: int = MAX_THREADS,
+    locked_memory: int = 0,
+    file_bytes: int = 0,
 ) -> None:
-    """Bound what any child could use up or leave behind; ``own_uid``: no other process has its uid.
+    """Bound what any child could use up or leave behind; ``own_uid``: it is not the server's.
 
-    ``locked_memory`` is in bytes.
+    ``locked_memory`` and ``file_bytes``, for each file that it makes, are in bytes.
     """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     limits = {
         resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_FSIZE: 0,
+        resource.RLIMIT_FSIZE: file_bytes,
         resource.RLIMIT_MEMLOCK: locked_memory,
         resource.RLIMIT_MSGQUEUE: 0,
         resource.RLIMIT_NOFILE: descriptors if most == resource.RLIM_INFINITY else min(descriptors, most),
@@ -162,8 +175,10 @@ def _limit_memory(data_bytes: int) -> None:
         resource.setrlimit(which, (limit, limit))
 
 
-def drop_privileges(uid: int | None) -> None:
+def drop_privileges(uid: int | None, gid: int | None = None) -> None:
     """Give up every capability and supplementary group, and become ``uid`` (None: keep the server's).
+
+    ``gid`` is the same number where it is None.
 
     The caller then sets no_new_privs and calls :func:`check_privileges`.
     """
@@ -173,13 +188,14 @@ def drop_privileges(uid: int | None) -> None:
     if linux.has_capability(linux.CAP_SETGID):
         os.setgroups([])
     if uid is not None:
-        os.setresgid(uid, uid, uid)
+        gid = uid if gid is None else gid
+        os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
     linux.prctl(linux.PR_CAP_AMBIENT, linux.PR_CAP_AMBIENT_CLEAR_ALL)
     linux.drop_capabilities()
 
 
-def check_privileges(uid: int | None) -> None:
+def check_privileges(uid: int | None, gid: int | None = None) -> None:
     """Raise :class:`ConfinementError` unless everything that :func:`drop_privileges` gives up is gone.
 
     Fail closed: believe what the kernel says now, not that the calls did not fail.
@@ -187,7 +203,8 @@ def check_privileges(uid: int | None) -> None:
     if any(linux.capabilities()):
         raise ConfinementError("capabilities are left")
     if uid is not None:
-        if os.getresuid() != (uid, uid, uid) or os.getresgid() != (uid, uid, uid):
+        gid = uid if gid is None else gid
+        if os.getresuid() != (uid, uid, uid) or os.getresgid() != (gid, gid, gid):
             raise ConfinementError("the uid or gid did not change")
         if os.getgroups():
             raise ConfinementError("supplementary groups are left")

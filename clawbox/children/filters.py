@@ -56,6 +56,14 @@ _IPV6_RECVERR: Final = 25
 # O_WRONLY, O_RDWR, O_CREAT, O_TRUNC, O_APPEND, and the bit of O_TMPFILE that is no other flag.
 _WRITING: Final = 0o1 | 0o2 | 0o100 | 0o1000 | 0o2000 | 0o20000000
 
+_ABOVE_PERMISSIONS: Final = 0xFFFF_FE00
+_ONLY_FOR_LOOPS_AND_THREADS: Final = frozenset(
+    (
+        *("clone", "epoll_create1", "epoll_ctl", "epoll_wait", "epoll_pwait", "eventfd2"),
+        *("timerfd_settime", "timerfd_create"),
+    )
+)
+
 _COMPUTING: Final = (
     *("read", "write", "close", "pread64"),
     *("epoll_create1", "epoll_ctl", "epoll_wait", "epoll_pwait", "eventfd2"),
@@ -148,6 +156,24 @@ def dialing(pid: int) -> tuple[Rule, ...]:
             *_SOCKET_OPTIONS,
             _option("setsockopt", _IPPROTO_IP, _IP_RECVERR),
             _option("setsockopt", _SOL_IPV6, _IPV6_RECVERR),
+        ),
+    )
+
+
+def working_on_files(pid: int) -> tuple[Rule, ...]:
+    """The rules of a child that works inside the folder which is its root (docs/security.md, 81).
+
+    It opens with openat2 alone, whose flags no filter sees: what it could open is bounded by its root and by
+    its uid. Permissions that it sets have no bit above 0777. It has one thread, and no socket call at all.
+    """
+    plain = (Condition(1, Test.NO_BIT, (_ABOVE_PERMISSIONS,)),)
+    return _with(
+        (rule for rule in _computing(pid) if rule.call not in _ONLY_FOR_LOOPS_AND_THREADS),
+        (
+            *map(Rule, ("openat2", "fstat", "newfstatat", "lseek", "getdents64", "readlinkat", "umask")),
+            *map(Rule, ("unlinkat", "renameat", "linkat")),
+            Rule("mkdirat", (Condition(2, Test.NO_BIT, (_ABOVE_PERMISSIONS,)),)),
+            Rule("fchmod", plain),
         ),
     )
 

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 EXIT_NOT_CONFINED: Final = 71
 EXIT_FAILED: Final = 70
 _ENDS: Final = 2
+_MOST_DESCRIPTORS: Final = _ENDS + 1
 
 
 def main(arguments: list[str]) -> None:
@@ -105,7 +106,7 @@ class _ForkServer:
                     self._reap(descriptor)
 
     def _answer(self) -> bool:
-        packet, descriptors, _, _ = socket.recv_fds(self._control, MAX_PACKET_BYTES, _ENDS)
+        packet, descriptors, _, _ = socket.recv_fds(self._control, MAX_PACKET_BYTES, _MOST_DESCRIPTORS)
         if not packet:
             return False
         match self._decoder.decode(packet):
@@ -113,7 +114,7 @@ class _ForkServer:
                 self._load(load)
             case Fork() as fork:
                 try:
-                    if len(descriptors) == _ENDS:
+                    if len(descriptors) == _ENDS + fork.placed:
                         self._fork(fork, *descriptors)
                     else:
                         self._send(Forked(fork.id, error="the forkserver is out of descriptors"))
@@ -138,7 +139,7 @@ class _ForkServer:
         _settle_memory()
         self._send(Loaded(load.id, load.kind, kind.loaded(), error))
 
-    def _fork(self, request: Fork, channel: int, descriptors: int) -> None:
+    def _fork(self, request: Fork, channel: int, descriptors: int, root: int | None = None) -> None:
         forkserver = os.getpid()
         try:
             pid = os.fork()
@@ -146,7 +147,7 @@ class _ForkServer:
             self._send(Forked(request.id, error=str(error)))
             return
         if pid == 0:
-            self._become_child(request, forkserver, channel, descriptors)
+            self._become_child(request, forkserver, channel, descriptors, root)
         try:
             pidfd = os.pidfd_open(pid)
         except OSError as error:
@@ -158,7 +159,9 @@ class _ForkServer:
         self._poll.register(pidfd, select.POLLIN)
         self._send(Forked(request.id, pid), pidfd)
 
-    def _become_child(self, request: Fork, forkserver: int, channel: int, descriptors: int) -> None:
+    def _become_child(
+        self, request: Fork, forkserver: int, channel: int, descriptors: int, root: int | None
+    ) -> None:
         """Never returns: whatever happens in a child must not go on in the forkserver's code."""
         code = EXIT_NOT_CONFINED
         try:
@@ -167,7 +170,14 @@ class _ForkServer:
             if request.data_bytes is not None:
                 profile = replace(profile, data_bytes=request.data_bytes)
             confinement = Confinement(
-                request.uid, self._empty_root, self._network, self._lock_memory, forkserver, profile
+                request.uid,
+                self._empty_root,
+                self._network,
+                self._lock_memory,
+                forkserver,
+                profile,
+                request.gid,
+                root,
             )
             keep = {channel, descriptors, *self._opened[request.kind], *kind.open_own()}
             confine(confinement, keep=keep, name=kind.name)

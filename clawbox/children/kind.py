@@ -40,6 +40,21 @@ class Profile:
     without, and :class:`ForkServerStatus` says so."""
     data_bytes: int = DATA_BYTES
     """Most private memory that it can ever allow itself beside what it inherits (RLIMIT_DATA, hard)."""
+    file_bytes: int = 0
+    """Longest file that it can make (RLIMIT_FSIZE, hard)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a child works that is somebody's inside a folder, instead of nobody's in an empty one.
+
+    Only where this process may give children any uid and root (CAP_SETUID, CAP_SETGID, CAP_SYS_CHROOT).
+    """
+
+    root: int
+    """Descriptor of a folder (O_PATH is enough), which becomes the child's root and current folder."""
+    uid: int
+    gid: int
 
 
 class Kind(Protocol):

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import TracebackType
 
-    from clawbox.children.kind import ForkServerStatus
+    from clawbox.children.kind import ForkServerStatus, Place
 
 _log = logging.getLogger(__name__)
 
@@ -161,23 +161,26 @@ class Launcher:
             raise LoadFailedError(loaded.error)
 
     async def fork(
-        self, kind: str, *, data_bytes: int | None = None
+        self, kind: str, *, data_bytes: int | None = None, place: Place | None = None
     ) -> tuple[Child, socket.socket, socket.socket]:
         """A new child, which is about to confine itself, and control's ends of what leads to it.
 
         They are its channel, and the socket over which it is handed descriptors
         (:func:`clawbox.children.handing.hand`); both do not block. ``data_bytes`` stands in for what the
-        kind's profile says. Raises :class:`ChildrenUnavailableError`.
+        kind's profile says, ``place`` for a uid of the range and an empty root.
+        Raises :class:`ChildrenUnavailableError`.
         """
         if kind not in self._kinds:
             raise ValueError(f"no kind {kind!r} among {self._name}")
         async with self._room:
-            return await self._fork(kind, data_bytes)
+            return await self._fork(kind, data_bytes, place)
 
-    async def _fork(self, kind: str, data_bytes: int | None) -> tuple[Child, socket.socket, socket.socket]:
+    async def _fork(
+        self, kind: str, data_bytes: int | None, place: Place | None
+    ) -> tuple[Child, socket.socket, socket.socket]:
         control = await self._connected()
         try:
-            uid = self._uids.take() if self._uids is not None else None
+            uid = self._uids.take() if self._uids is not None and place is None else None
         except UidsExhaustedError as error:
             raise ChildrenUnavailableError("every uid of the configured range is in use", 1.0) from error
         number = self._number()
@@ -192,7 +195,11 @@ class Launcher:
                     ours.enter_context(our).setblocking(False)  # noqa: FBT003
                     ends.append((our, theirs.enter_context(their)))
                 request = Fork(number, kind, uid, data_bytes)
-                self._send(control, request, *(their.fileno() for _, their in ends))
+                passed = [their.fileno() for _, their in ends]
+                if place is not None:
+                    request = Fork(number, kind, place.uid, data_bytes, place.gid, placed=True)
+                    passed.append(place.root)
+                self._send(control, request, *passed)
             # If it is forked although nobody waits any more, it is killed once it is known (see _forked).
             child = await answer
             ours.pop_all()

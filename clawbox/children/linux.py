@@ -29,6 +29,9 @@ CAP_SETPCAP: Final = 8
 CAP_SYS_CHROOT: Final = 18
 CAP_SYS_ADMIN: Final = 21
 
+_OPENAT2: Final = 437  # on every architecture
+_AT_EMPTY_PATH: Final = 0x1000
+
 _M_MMAP_THRESHOLD: Final = -3
 
 _CAPABILITY_VERSION_3: Final = 0x2008_0522
@@ -49,6 +52,34 @@ def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 
     """Change something about this process, as prctl says."""
     arguments = (ctypes.c_ulong(value) for value in (arg2, arg3, arg4, arg5))
     return _check(_libc.prctl(ctypes.c_int(option), *arguments), f"prctl({option})")
+
+
+def openat2(folder: int, path: bytes, flags: int, mode: int, resolve: int) -> int:
+    """Open a path below ``folder``, resolved as ``resolve`` says (openat2(2), Linux 5.6): a descriptor."""
+    how = ctypes.create_string_buffer(struct.pack("=QQQ", flags, mode, resolve), 24)
+    return _check(
+        _libc.syscall(
+            ctypes.c_long(_OPENAT2), ctypes.c_long(folder), ctypes.c_char_p(path), how, ctypes.c_long(24)
+        ),
+        "openat2",
+    )
+
+
+def link_open_file(descriptor: int, folder: int, name: bytes) -> None:
+    """Give an open file that has no name one (linkat(2) with AT_EMPTY_PATH).
+
+    Before Linux 6.10, ENOENT for whoever lacks CAP_DAC_READ_SEARCH.
+    """
+    _check(
+        _libc.linkat(
+            ctypes.c_int(descriptor),
+            ctypes.c_char_p(b""),
+            ctypes.c_int(folder),
+            ctypes.c_char_p(name),
+            ctypes.c_int(_AT_EMPTY_PATH),
+        ),
+        "linkat",
+    )
 
 
 def set_process_name(name: str) -> None:

@@ -30,6 +30,10 @@ class Fork(msgspec.Struct, frozen=True, tag="fork"):
     uid: int | None
     data_bytes: int | None
     """In place of what its kind's profile says."""
+    gid: int | None = None
+    """None: the same number as ``uid``."""
+    placed: bool = False
+    """Whether a third descriptor comes with the packet: the folder that becomes its root."""
 
 
 Request = Load | Fork

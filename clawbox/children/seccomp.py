@@ -117,6 +117,15 @@ _NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
     "membarrier": (324, 283),
     "uname": (63, 160),
     "io_uring_setup": (425, 425),
+    "openat2": (437, 437),
+    "getdents64": (217, 61),
+    "readlinkat": (267, 78),
+    "mkdirat": (258, 34),
+    "unlinkat": (263, 35),
+    "renameat": (264, 38),
+    "linkat": (265, 37),
+    "fchmod": (91, 52),
+    "umask": (95, 166),
 }
 
 
