@@ -14,7 +14,7 @@ import msgspec
 
 from clawbox.children.channel import BlockingChannel, ChannelClosedError, FrameError
 from clawbox.children.event_loop import EventLoop
-from clawbox.children.filters import compute_only, dialing, keeping, serving
+from clawbox.children.filters import compute_only, dialing, keeping, serving, working_on_files
 from clawbox.children.handing import receive_handed
 from clawbox.children.kind import LoadError, Profile
 
@@ -277,3 +277,4 @@ KIND = ProbeKind("probe", filter=compute_only)
 SERVING = ProbeKind("serving", filter=serving, descriptors=1200)
 DIALING = ProbeKind("dialing", filter=dialing, network=True, empty_root=False)
 KEEPING = ProbeKind("keeping", filter=keeping, memory_locked=True)
+FILES = ProbeKind("files", filter=working_on_files)

@@ -7,6 +7,7 @@ from clawbox.children.kind import Place
 from clawbox.children.launcher import Launcher
 
 UID, GID = 913_000, 913_777
+OUTSIDE = b"kept from it"
 
 
 class Sandbox:
@@ -19,8 +20,9 @@ class Sandbox:
         for path in (base, self.outside, self.root):
             path.mkdir(exist_ok=True)
             path.chmod(0o777)  # so that nothing but the child's root keeps it in
-        (self.outside / "secret").write_bytes(b"secret")
-        (self.outside / "secret").chmod(0o666)
+        for name in ("secret", "new"):
+            (self.outside / name).write_bytes(OUTSIDE)
+            (self.outside / name).chmod(0o666)
         os.chown(self.root, UID, GID)
         self.descriptor = os.open(self.root, os.O_PATH | os.O_DIRECTORY)
         self.folder = self.limited()
