@@ -1,7 +1,7 @@
 """A files child that somebody has taken over: it says to control what it likes."""
 
 import os
-import time
+import threading
 
 from clawbox.children.channel import encode_frame
 from clawbox.children.files.child import FilesKind
@@ -15,18 +15,19 @@ class HostileFilesKind(FilesKind):
 
     def main(self, channel, descriptors):
         asked = os.read(channel, 65536)
-        for name, said in {
+        sayings: dict[bytes, bytes | bytearray] = {
             b"garbage": b"\x00\x00\x00\x05\xffabcd",
             b"huge": b"\x7f\xff\xff\xff",
             b"half": b"\x00\x00\x00\x05\xff",
             b"entries": encode_frame(Entries((_INFO,) * 300)) * 300,
             b"other": encode_frame(Listed(more=False)),
             b"chunks": encode_frame(Found(_INFO)) + encode_frame(Chunk(b"x")) + encode_frame(Found(_INFO)),
-        }.items():
+        }
+        for name, said in sayings.items():
             if name in asked:
-                os.write(channel, said)
+                os.write(channel, bytes(said))
         while b"stays" in asked:
-            time.sleep(100)  # whatever happens to its channel
+            threading.Event().wait()  # whatever happens to its channel
 
 
 KIND = HostileFilesKind()
