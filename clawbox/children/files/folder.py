@@ -37,6 +37,7 @@ from clawbox.children.files.messages import (
     Write,
 )
 from clawbox.children.files.names import PathError, check_path
+from clawbox.children.files.problems import problem_error
 from clawbox.children.launcher import ChildrenUnavailableError
 from clawbox.errors import ClawboxError, Reason, invalid_field
 
@@ -57,20 +58,6 @@ KIND_OBJECT: Final = "clawbox.children.files.child:KIND"
 _GRACE_SECONDS: Final = 1.0
 """How long a child may take to undo what it began, once its channel is closed, before it is killed."""
 _PERMISSIONS: Final = 0o777
-
-# What a caller is told. OUTSIDE, NOT_A_FOLDER and so on are about what stands there, not about the server.
-_WRONG_STATE: Final = {
-    Problem.NOT_A_FOLDER: "is not a folder, or something above it is not",
-    Problem.IS_A_FOLDER: "is a folder",
-    Problem.NOT_REGULAR: "is not a regular file",
-    Problem.NOT_EMPTY: "is not empty",
-    Problem.CHANGED: "is being moved or used by something inside",
-}
-_LIMITS: Final = {
-    Problem.TOO_LARGE: "has more bytes than allowed",
-    Problem.TOO_MANY: "has more entries than allowed",
-    Problem.NO_SPACE: "does not fit: no space is left, or the sandbox's share is used up",
-}
 
 
 class Forker(Protocol):
@@ -205,7 +192,7 @@ class Folder:
         if mode is not None:
             _check_mode(mode)
         if size is not None and size > self._limits.file_bytes:
-            raise _problem(path, Failed(Problem.TOO_LARGE))
+            raise problem_error(path, Failed(Problem.TOO_LARGE))
         draft = b".clawbox-" + secrets.token_hex(16).encode()
         request = Write(path, mode, size, make_parents, how, draft, self._limits.file_bytes)
         async with self._asking(path, request) as asking:
@@ -305,7 +292,7 @@ class _Asking:
         except (asyncio.IncompleteReadError, ConnectionError) as error:
             raise _broken("it ended") from error
         if isinstance(reply, Failed):
-            raise _problem(self._path, reply)
+            raise problem_error(self._path, reply)
         return reply
 
 
@@ -374,38 +361,3 @@ def _unexpected(reply: Reply) -> ClawboxError:
 def _broken(why: str) -> ClawboxError:
     _log.warning("a process that works on a sandbox's files did not answer as it should: %s", why)
     return ClawboxError(Reason.SANDBOX_UNAVAILABLE, "the process that works on files ended without an answer")
-
-
-def _problem(path: bytes, failed: Failed) -> ClawboxError:
-    shown = ascii(path.decode(errors="backslashreplace"))[1:-1]
-    problem = failed.problem
-    match problem:
-        case Problem.NOT_FOUND:
-            return ClawboxError(Reason.FILE_NOT_FOUND, "there is no {path}", path=shown)
-        case Problem.EXISTS:
-            return ClawboxError(Reason.FILE_EXISTS, "there is {path} already", path=shown)
-        case Problem.DENIED:
-            return ClawboxError(
-                Reason.FILE_DENIED, "the sandbox's user may not do this to {path}", path=shown
-            )
-        case Problem.OUTSIDE:
-            return invalid_field("path", "leads outside, or to another file system", "path")
-        case Problem.NAME_TOO_LONG:
-            return invalid_field("path", "has a name that is too long for the file system", "path")
-        case Problem.WRONG_SIZE:
-            return invalid_field("size_bytes", "is not how many bytes were sent", "size")
-        case Problem.UNSUPPORTED:
-            return ClawboxError(Reason.SANDBOX_UNAVAILABLE, "files of sandboxes need Linux 5.6 (openat2)")
-    if problem in _LIMITS:
-        return ClawboxError(Reason.FILE_LIMIT, "{path} {why}", path=shown, why=_LIMITS[problem])
-    if problem in _WRONG_STATE:
-        return ClawboxError(
-            Reason.WRONG_STATE,
-            "{path} {why}",
-            precondition=("FILE", shown),
-            path=shown,
-            why=_WRONG_STATE[problem],
-        )
-    return ClawboxError(
-        Reason.INTERNAL, "the file system refused {path} (error {errno})", path=shown, errno=failed.errno
-    )
