@@ -1,8 +1,9 @@
-"""Write the gate's machine code from its sources; with ``--check``, only compare them.
+"""Write the machine code of the gate and its companion from their sources; with ``--check``, only compare.
 
 Zig's assembler, which set-up installs, knows both machines; GNU as makes the same bytes.
 """
 
+import itertools
 import os
 import struct
 import subprocess
@@ -13,15 +14,16 @@ from pathlib import Path
 from clawbox.containers.gate.elf import MACHINES
 
 GATE = Path(__file__).resolve().parent.parent / "clawbox/containers/gate"
+PROGRAMS = ("gate", "hold")
 
 
-def assemble(machine: str) -> bytes:
-    """The machine code that the source for ``machine`` makes."""
+def assemble(program: str, machine: str) -> bytes:
+    """The machine code that the source of ``program`` for ``machine`` makes."""
     with tempfile.TemporaryDirectory() as folder:
-        assembled = Path(folder, "gate.o")
+        assembled = Path(folder, "program.o")
         zig = [sys.executable, "-m", "ziglang", "cc", "-target", f"{machine}-freestanding-none"]
         subprocess.run(
-            [*zig, "-c", "-o", assembled, GATE / f"gate_{machine}.S"],
+            [*zig, "-c", "-o", assembled, GATE / f"{program}_{machine}.S"],
             env={**os.environ, "ZIG_GLOBAL_CACHE_DIR": folder, "ZIG_LOCAL_CACHE_DIR": folder},
             check=True,
         )
@@ -46,10 +48,10 @@ def text(code: bytes) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Write or compare the code for every machine; return the exit status."""
+    """Write or compare the code of every program; return the exit status."""
     status = 0
-    for machine in MACHINES:
-        committed, made = GATE / f"gate_{machine}.hex", text(assemble(machine))
+    for program, machine in itertools.product(PROGRAMS, MACHINES):
+        committed, made = GATE / f"{program}_{machine}.hex", text(assemble(program, machine))
         if arguments != ["--check"]:
             committed.write_text(made, "ascii")
         elif not committed.is_file() or committed.read_text("ascii") != made:

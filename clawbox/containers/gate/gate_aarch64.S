@@ -8,24 +8,24 @@
 	.globl	_start
 _start:
 	ldr	x0, [sp]			// argc, argv[0] … argv[argc] = 0, then the environment
-	add	x19, sp, #16
-	add	x20, x19, x0, lsl #3
-	cmp	x0, #2
+	add	x19, sp, #24
+	add	x20, sp, #16
+	add	x20, x20, x0, lsl #3
+	cmp	x0, #3
 	adr	x1, no_command
 	b.lt	refuse
-	ldr	x21, [x19]
+	ldr	x21, [sp, #16]			// the FIFO
 
 open:
 	mov	x0, #-100			// AT_FDCWD
-	adr	x1, go
+	mov	x1, x21
 	mov	x2, #0x80000			// O_RDONLY | O_CLOEXEC: the command does not inherit it
 	mov	x3, #0
 	mov	x8, #56				// openat
 	svc	#0
 	cmn	x0, #4				// EINTR
 	b.eq	open
-	adr	x1, no_fifo
-	tbnz	x0, #63, refuse
+	tbnz	x0, #63, no_fifo
 	mov	x23, x0
 	sub	sp, sp, #16
 wait:
@@ -40,6 +40,7 @@ wait:
 	cmp	x0, #1
 	b.ne	refuse
 
+	ldr	x21, [x19]
 	ldrb	w2, [x21]
 	cbz	w2, not_found
 	mov	x1, x21
@@ -127,7 +128,11 @@ not_executable:
 not_found:
 	adr	x19, absent
 	mov	w20, #127
-refuse_command:
+	b	refuse_command
+no_fifo:
+	adr	x19, not_opened
+	mov	w20, #127
+refuse_command:					// x21: a name   x19: what is wrong with it   w20: how to end
 	adr	x1, prefix
 	bl	say
 	mov	x1, x21
@@ -164,18 +169,16 @@ measured:
 	svc	#0
 	ret
 
-go:
-	.asciz	"/run/clawbox/go"
 default_path:
 	.asciz	"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 no_command:
 	.asciz	"clawbox: there is no command\n"
-no_fifo:
-	.asciz	"clawbox: /run/clawbox/go cannot be opened\n"
 not_let_go:
 	.asciz	"clawbox: not started: the server went away\n"
 prefix:
 	.asciz	"clawbox: "
+not_opened:
+	.asciz	": cannot be opened\n"
 absent:
 	.asciz	": not found\n"
 cannot:

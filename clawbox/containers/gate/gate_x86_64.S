@@ -1,9 +1,9 @@
 # The first program of a container: waits until it is let go, then becomes the container's own program.
 #
-#   gate COMMAND [ARGUMENT]...
+#   gate FIFO COMMAND [ARGUMENT]...
 #
-# Opens the FIFO /run/clawbox/go for reading, reads one byte, and executes COMMAND with the arguments, the
-# environment and the descriptors that it was itself given. A COMMAND without a slash is looked for in PATH;
+# Opens FIFO for reading, reads one byte, and executes COMMAND with the arguments, the environment and the
+# descriptors that it was itself given. A COMMAND without a slash is looked for in PATH;
 # elements of PATH that are empty or relative are passed over: the working folder is nobody's program folder.
 # Ends with 127 when it is not let go (end of file, no FIFO) or there is no such command, and with 126 when
 # the command cannot be executed; a line on stderr says which.
@@ -18,25 +18,23 @@
 	.globl	_start
 _start:
 	mov	(%rsp), %rax			# argc, argv[0] … argv[argc] = 0, then the environment
-	lea	16(%rsp), %r12
+	lea	24(%rsp), %r12
 	lea	16(%rsp,%rax,8), %r13
-	cmp	$2, %rax
+	cmp	$3, %rax
 	lea	no_command(%rip), %rsi
 	jl	refuse
-	mov	(%r12), %r14
 
 open:
 	mov	$-100, %edi			# AT_FDCWD
-	lea	go(%rip), %rsi
+	mov	16(%rsp), %rsi
 	mov	$0x80000, %edx			# O_RDONLY | O_CLOEXEC: the command does not inherit it
 	xor	%r10d, %r10d
 	mov	$257, %eax			# openat
 	syscall
 	cmp	$-4, %eax			# EINTR
 	je	open
-	lea	no_fifo(%rip), %rsi
 	test	%eax, %eax
-	js	refuse
+	js	no_fifo
 	mov	%eax, %ebx
 wait:
 	mov	%ebx, %edi
@@ -50,6 +48,7 @@ wait:
 	cmp	$1, %eax
 	jne	refuse
 
+	mov	(%r12), %r14
 	cmpb	$0, (%r14)
 	je	not_found
 	mov	%r14, %rax
@@ -144,7 +143,12 @@ not_executable:
 not_found:
 	lea	absent(%rip), %r12
 	mov	$127, %r13d
-refuse_command:
+	jmp	refuse_command
+no_fifo:
+	mov	16(%rsp), %r14
+	lea	not_opened(%rip), %r12
+	mov	$127, %r13d
+refuse_command:					# r14: a name   r12: what is wrong with it   r13: how to end
 	lea	prefix(%rip), %rsi
 	call	say
 	mov	%r14, %rsi
@@ -181,18 +185,16 @@ measured:
 	syscall
 	ret
 
-go:
-	.asciz	"/run/clawbox/go"
 default_path:
 	.asciz	"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 no_command:
 	.asciz	"clawbox: there is no command\n"
-no_fifo:
-	.asciz	"clawbox: /run/clawbox/go cannot be opened\n"
 not_let_go:
 	.asciz	"clawbox: not started: the server went away\n"
 prefix:
 	.asciz	"clawbox: "
+not_opened:
+	.asciz	": cannot be opened\n"
 absent:
 	.asciz	": not found\n"
 cannot:

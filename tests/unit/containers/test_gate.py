@@ -4,8 +4,8 @@ import fcntl
 import json
 import os
 import platform
-import secrets
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from clawbox.containers.gate import GO_PATH, NOT_EXECUTABLE, NOT_FOUND, gate_binary
-from clawbox.containers.gate.elf import MACHINES
-from tools.assemble_gate import assemble
+from clawbox.containers.gate import NOT_EXECUTABLE, NOT_FOUND, behind_gate, gate_binary, hold_binary
+from clawbox.containers.gate.elf import MACHINES, pack
+from tools.assemble_gate import PROGRAMS, assemble
 
 TOLD = """
 import json, os, sys
@@ -33,14 +33,11 @@ print(json.dumps({
 
 
 class Gate:
-    """A gate whose FIFO is in a folder of the test's own: the path in it is replaced by one as long."""
+    """A gate and its FIFO in a folder."""
 
     def __init__(self, machine, folder):
         self.folder, self.go, self.path = folder, folder / "go", folder / "gate"
-        assert len(str(self.go)) == len(GO_PATH)
-        binary = gate_binary(machine)
-        assert binary.count(GO_PATH.encode() + b"\0") == 1
-        self.path.write_bytes(binary.replace(GO_PATH.encode() + b"\0", f"{self.go}\0".encode()))
+        self.path.write_bytes(gate_binary(machine))
         self.path.chmod(0o555)
         self.command = [str(self.path)]
         if machine != platform.machine():
@@ -55,7 +52,7 @@ class Gate:
     def start(self, *arguments, **options):
         """Start it, and return when it has the FIFO open."""
         process = subprocess.Popen(
-            [*self.command, *arguments],
+            [*self.command, self.go, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             **{"stdin": subprocess.DEVNULL, "env": {"PATH": os.defpath}, **options},
@@ -98,17 +95,8 @@ def machine(request):
 
 
 @pytest.fixture
-def folder():
-    # Beside the temporary folders of tests, because of its length.
-    path = Path(f"/tmp/g{secrets.token_hex(3)}")
-    path.mkdir(0o700)
-    yield path
-    shutil.rmtree(path)
-
-
-@pytest.fixture
-def gate(machine, folder):
-    gate = Gate(machine, folder)
+def gate(machine, tmp_path):
+    gate = Gate(machine, tmp_path)
     yield gate
     for process in gate.started:
         process.kill()
@@ -124,8 +112,11 @@ def program(folder, name, *, mode=0o755, says=None):
     return path
 
 
-def test_the_committed_code_is_what_the_source_makes(machine):
-    assert gate_binary(machine).endswith(assemble(machine))
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_the_committed_code_is_what_the_source_makes(machine, program):
+    binary = {"gate": gate_binary, "hold": hold_binary}[program](machine)
+
+    assert binary == pack(machine, assemble(program, machine))
 
 
 def test_a_machine_without_a_gate_is_said():
@@ -181,7 +172,7 @@ def test_without_a_fifo_the_command_does_not_run(gate):
     gate.go.unlink()
     process = gate.start("/usr/bin/touch", gate.folder / "ran")
 
-    assert process.communicate(timeout=20)[1].endswith(b"/go cannot be opened\n")
+    assert process.communicate(timeout=20) == (b"", f"clawbox: {gate.go}: cannot be opened\n".encode())
     assert process.returncode == NOT_FOUND
     assert not (gate.folder / "ran").exists()
 
@@ -303,8 +294,8 @@ CALLS = {
 }
 
 
-def test_it_makes_five_system_calls_and_needs_neither_shell_nor_libc(folder):
-    gate = Gate(platform.machine(), folder)
+def test_it_makes_five_system_calls_and_needs_neither_shell_nor_libc(tmp_path):
+    gate = Gate(platform.machine(), tmp_path)
     # Every other call kills. The command is another gate: a static program, which without arguments says so.
     allowed = ",".join(str(number) for number in CALLS[platform.machine()].values())
     gate.command = [sys.executable, "-c", UNDER_A_LIST, allowed, *gate.command]
@@ -314,3 +305,23 @@ def test_it_makes_five_system_calls_and_needs_neither_shell_nor_libc(folder):
         os.close(gate.holder)
 
     assert (code, out, err) == (NOT_FOUND, "", "clawbox: there is no command\n")
+
+
+def test_what_is_held_stays_until_a_signal_ends_it(gate):
+    hold = gate.folder / "hold"
+    hold.write_bytes(hold_binary(platform.machine()))
+    hold.chmod(0o555)
+    process = gate.start(hold)
+    gate.let_go()
+    while not Path(f"/proc/{process.pid}/exe").readlink().match("hold"):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGSTOP)
+    process.send_signal(signal.SIGCONT)
+    process.terminate()
+
+    assert process.wait(20) == -signal.SIGTERM
+
+
+def test_a_command_is_put_behind_the_gate_of_its_own_fifo():
+    assert behind_gate(["a", "b"]) == ["/run/clawbox/gate", "/run/clawbox/go", "a", "b"]
+    assert behind_gate(["a"], fifo="/run/clawbox/go-1") == ["/run/clawbox/gate", "/run/clawbox/go-1", "a"]
