@@ -33,7 +33,6 @@ _SHM_BYTES: Final = 64 * _MIB
 _VOLUME_BYTES: Final = 64 * _MIB
 _LOG_FILES: Final = 2
 _LOG_FILE_BYTES: Final = 16 * _MIB
-_OPEN_FILES: Final = 65_536
 _OOM_SCORE: Final = 500
 """When the host itself has no memory left, its containers go first."""
 
@@ -76,6 +75,9 @@ class EngineTerms:
     apparmor: str = ""
     """A profile that the host has loaded."""
     cgroup_parent: str = ""
+    open_files: int = 4096
+    """Descriptors of a process. No more than the engine itself may have: without CAP_SYS_RESOURCE on the host
+    it cannot give more, and no container starts."""
     direct_network: str = ""
     """The engine's network that containers with :attr:`Isolation.DIRECT` join."""
 
@@ -215,7 +217,7 @@ def _host_config(plan: ContainerPlan) -> Body:
         # None on processes: that one counts all of a uid, in whichever container.
         "Ulimits": [
             {"Name": "core", "Soft": 0, "Hard": 0},
-            {"Name": "nofile", "Soft": _OPEN_FILES, "Hard": _OPEN_FILES},
+            {"Name": "nofile", "Soft": plan.engine.open_files, "Hard": plan.engine.open_files},
         ],
         "Tmpfs": {
             TMP: _tmpfs(_TMP_BYTES),
@@ -279,7 +281,8 @@ def _mounts(plan: ContainerPlan) -> list[Body]:
         }
         for mount in mounts
     ]
-    # A volume would be a writable folder of the host without a bound (docs/security.md, 84).
+    # A volume would be a writable folder of the host without a bound (docs/security.md, 84). What the image has
+    # there is copied, with its owners and modes; the mode here is for a folder that the image does not have.
     volumes: list[Body] = [
         {
             "Type": "tmpfs",

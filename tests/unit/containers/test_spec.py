@@ -106,7 +106,7 @@ def test_the_whole_host_part_is_what_is_promised():
         "NanoCpus": 0,
         "Ulimits": [
             {"Name": "core", "Soft": 0, "Hard": 0},
-            {"Name": "nofile", "Soft": 65_536, "Hard": 65_536},
+            {"Name": "nofile", "Soft": 4096, "Hard": 4096},
         ],
         "Tmpfs": {
             "/tmp": "rw,noexec,nosuid,nodev,size=268435456,mode=1777",
@@ -154,7 +154,8 @@ def test_limits_are_the_grants():
 
 def test_what_the_host_chooses_is_passed_on():
     assert "Runtime" not in host()
-    engine = EngineTerms(runtime="runsc", cgroup_parent="/clawbox")
+    engine = EngineTerms(runtime="runsc", cgroup_parent="/clawbox", open_files=9)
+    assert host(replace(PLAN, engine=engine))["Ulimits"][1] == {"Name": "nofile", "Soft": 9, "Hard": 9}
     assert (
         host(replace(PLAN, engine=engine))["Runtime"],
         host(replace(PLAN, engine=engine))["CgroupParent"],
