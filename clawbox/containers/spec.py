@@ -281,8 +281,8 @@ def _mounts(plan: ContainerPlan) -> list[Body]:
         }
         for mount in mounts
     ]
-    # A volume would be a writable folder of the host without a bound (docs/security.md, 84). What the image has
-    # there is copied, with its owners and modes; the mode here is for a folder that the image does not have.
+    # A volume would be a writable folder of the host without a bound (docs/security.md, 84). What the image
+    # has there is copied, with its owners and modes; the mode is for a folder that the image does not have.
     volumes: list[Body] = [
         {
             "Type": "tmpfs",
