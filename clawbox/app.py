@@ -24,8 +24,7 @@ from clawbox import __version__
 from clawbox.audit import AuditLog, signed_heads
 from clawbox.auth import TokenTable, watch_tokens
 from clawbox.children import linux
-from clawbox.children.enforcement import can_have_own_uids
-from clawbox.children.uids import UidRange
+from clawbox.children.uids import server_uids
 from clawbox.egress.keeper.bootstrap import open_keys
 from clawbox.egress.setup import egress_setup, listening_at, sandbox_limits
 from clawbox.egress.supervisor import EgressSupervisor
@@ -48,6 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from clawbox.children.enforcement import Enforcement
+    from clawbox.children.uids import UidRange
     from clawbox.config import Config
     from clawbox.egress.supervisor import EgressStatus
     from clawbox.rpc.access import Refusal
@@ -86,8 +86,8 @@ async def build_server(config: Config) -> AsyncIterator[RunningServer]:
     metrics = Metrics()
     tokens = TokenTable.of(config)
     ceiling = tool_ceiling(config)
-    uids = _uids(config)
     async with contextlib.AsyncExitStack() as stack:
+        uids = stack.enter_context(server_uids(config.children.uid_first, config.children.uid_count))
         audit = await stack.enter_async_context(
             AuditLog(
                 config.logging.audit_dir,
@@ -228,13 +228,6 @@ async def _serve(config: Config) -> None:
     with shutdown_on_signals(shutdown):
         async with build_server(config):
             await shutdown.wait()
-
-
-def _uids(config: Config) -> UidRange | None:
-    """The range of uids for children, where this process may use one; GetStatus tells where it may not."""
-    if not can_have_own_uids():
-        return None
-    return UidRange(config.children.uid_first, config.children.uid_count)
 
 
 class Egress:

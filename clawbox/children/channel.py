@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import TYPE_CHECKING, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Final, Generic, TypeVar, cast
 
 import msgspec
 
@@ -28,6 +28,16 @@ class FrameError(Exception):
 
 class ChannelClosedError(Exception):
     """The other end is gone."""
+
+
+UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding raises for bytes that are no message; the last for lists in lists in lists."""
+_DESCRIBED: Final = 200
+
+
+def described(error: Exception) -> str:
+    """What is wrong with a message, for the log: it may quote what a child sent, so it is cut and escaped."""
+    return ascii(f"{error}"[:_DESCRIBED])[1:-1]
 
 
 def encode_frame(message: object) -> bytearray:
@@ -124,8 +134,8 @@ class FrameProtocol(asyncio.Protocol, Generic[Message]):
             for payload in self._reader.feed(data):
                 if not self._broken:
                     self._on_message(self._decode(payload))
-        except (FrameError, msgspec.DecodeError, UnicodeDecodeError) as error:
-            self._break(error if isinstance(error, FrameError) else FrameError(str(error)))
+        except (FrameError, *UNDECODABLE) as error:
+            self._break(error if isinstance(error, FrameError) else FrameError(described(error)))
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """The child closed its end, or it died (asyncio)."""
@@ -156,8 +166,8 @@ class BlockingChannel(Generic[Message]):
             raise FrameError(f"a frame of {size} bytes, where {self._max_bytes} are accepted")
         try:
             return self._decode(self._read_exactly(size))
-        except msgspec.DecodeError as error:
-            raise FrameError(str(error)) from error
+        except UNDECODABLE as error:
+            raise FrameError(described(error)) from error
 
     def send(self, message: object) -> None:
         """Write one message, whole. Raises :class:`ChannelClosedError`."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 
-from clawbox.children.channel import ChannelClosedError, FrameError
+from clawbox.children.channel import UNDECODABLE, ChannelClosedError, FrameError, described
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,8 +80,8 @@ def _decode(
         raise FrameError(f"a packet with {descriptors} descriptors")
     try:
         return decoder.decode(packet)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise FrameError(str(error)) from error
+    except UNDECODABLE as error:
+        raise FrameError(described(error)) from error
 
 
 def _descriptors(ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:

@@ -12,6 +12,7 @@ import typer
 
 from clawbox.cli.connection import Server, takes_server
 from clawbox.cli.errors import CliError, ExitCode
+from clawbox.cli.options import ConfigOption, JsonOption
 from clawbox.cli.output import escape, json_text, print_fields, print_json_line, show, write
 
 if TYPE_CHECKING:
@@ -25,13 +26,6 @@ app = typer.Typer(
     ),
 )
 
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        help="Settings file; default: CLAWBOX_CONFIG, ~/.clawbox/config.toml, config/default.toml.",
-    ),
-]
 DirOption = Annotated[
     Path | None, typer.Option("--dir", help="Folder of the log; default: logging.audit_dir.", metavar="DIR")
 ]
@@ -74,7 +68,7 @@ def verify(
         ),
     ] = None,
     config: ConfigOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Check every row of the log, offline: that none was changed, taken out or put in.
 

@@ -8,21 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clawbox.cli.errors import ExitCode
+from clawbox.cli.options import ConfigOption, JsonOption
 from clawbox.cli.output import escape, print_table, show, write
 
 if TYPE_CHECKING:
     from clawbox.config import Problem
 
 app = typer.Typer(no_args_is_help=True, help="The server's settings.")
-
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        help="Settings file; default: CLAWBOX_CONFIG, ~/.clawbox/config.toml, config/default.toml.",
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 
 
 @app.command()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clawbox.cli.errors import CliError, ExitCode
+from clawbox.cli.options import ConfigOption, JsonOption
 from clawbox.cli.output import escape, print_error, print_table, show, write
 
 if TYPE_CHECKING:
@@ -29,14 +30,6 @@ app = typer.Typer(
     ),
 )
 
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        help="Settings file; default: CLAWBOX_CONFIG, ~/.clawbox/config.toml, config/default.toml.",
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 NameOption = Annotated[str, typer.Option("--name", help="Name by which grants ask for it.")]
 
 _MAX_INPUT = 64 << 10
@@ -64,7 +57,10 @@ def add(
     max_bytes: Annotated[int | None, typer.Option(help="Bytes in a window, both ways.", min=1)] = None,
     window: Annotated[int, typer.Option(help="Length of a window, in seconds.", min=1)] = 86_400,
     env: Annotated[
-        str | None, typer.Option(help="Environment variable of a sandbox that gets a placeholder.")
+        str | None,
+        typer.Option(
+            help="Environment variable that is to hold a placeholder in containers, which are planned."
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Take a secret that can be guessed.")] = False,
     config: ConfigOption = None,

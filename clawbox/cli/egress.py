@@ -11,6 +11,7 @@ import typer
 from clawbox.cli import grants
 from clawbox.cli.egress_serve import serve
 from clawbox.cli.errors import CliError, ExitCode
+from clawbox.cli.options import JsonOption
 from clawbox.cli.output import print_fields, show
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def explain(
         bool, typer.Option("--resolve", help="Resolve the name, if the grant allows it, and judge that, too.")
     ] = False,
     config: grants.ConfigOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Say what would happen to a request, and which rule decides. Nothing is sent.
 

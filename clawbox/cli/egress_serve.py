@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import ipaddress
+import os
 import re
 import secrets
 import shlex
@@ -23,6 +24,7 @@ from clawbox.cli.output import print_error, print_json_line, write
 
 if TYPE_CHECKING:
     from clawbox.audit import AuditLog
+    from clawbox.children.uids import UidRange
     from clawbox.config import Config
     from clawbox.egress.grant_file import GrantFile
     from clawbox.egress.sandbox_door import SandboxDoor
@@ -52,8 +54,8 @@ def serve(
     ca_out: Annotated[
         Path | None,
         typer.Option(
-            help="Where to write the certificate that clients must trust; absent: a file that goes when this "
-            "ends.",
+            help="Where to write the certificate that clients must trust; absent: in --env-dir, or a file "
+            "that goes when this ends.",
             metavar="FILE",
         ),
     ] = None,
@@ -116,7 +118,7 @@ def serve(
             listeners=listeners,
             tcp=bound,
             unix=paths,
-            ca_path=(ca_out or temporary / "ca.pem").absolute(),
+            ca_path=(ca_out or (env_dir or temporary) / "ca.pem").absolute(),
             env_dir=None if env_dir is None else env_dir.absolute(),
             audit_dir=(audit_dir or temporary / "audit").absolute(),
             keeps_audit=audit_dir is not None,
@@ -147,19 +149,20 @@ class _Run:
     def run(self) -> None:
         import uvloop  # noqa: PLC0415 - not for --help
 
+        from clawbox.children.uids import UidsExhaustedError, server_uids  # noqa: PLC0415
         from clawbox.egress.vault import VaultError  # noqa: PLC0415
         from clawbox.errors import ClawboxError  # noqa: PLC0415
 
+        children = self.settings.children
         try:
-            uvloop.run(self._serve())
-        except* (ClawboxError, VaultError) as group:
+            with server_uids(children.uid_first, children.uid_count) as uids:
+                uvloop.run(self._serve(uids))
+        except* (ClawboxError, VaultError, UidsExhaustedError) as group:
             error = _first(group)
             raise CliError(f"egress cannot be served: {error}", code=ExitCode.FAILED) from error
 
-    async def _serve(self) -> None:
+    async def _serve(self, uids: "UidRange | None") -> None:
         from clawbox.audit import AuditLog  # noqa: PLC0415 - not for --help
-        from clawbox.children.enforcement import can_have_own_uids  # noqa: PLC0415
-        from clawbox.children.uids import UidRange  # noqa: PLC0415
         from clawbox.egress.dialer.messages import AddressPolicySpec  # noqa: PLC0415
         from clawbox.egress.keeper.bootstrap import identity_folder  # noqa: PLC0415
         from clawbox.egress.standalone import Standalone  # noqa: PLC0415
@@ -167,13 +170,13 @@ class _Run:
         from clawbox.rpc.drain import shutdown_on_signals  # noqa: PLC0415
         from clawbox.telemetry import Metrics  # noqa: PLC0415
 
-        table, children = self.file.grant, self.settings.children
+        table = self.file.grant
         addresses = AddressPolicySpec(table.trusted_networks, table.deny_addresses, tuple(self.tcp))
         standalone = Standalone(
             EgressSetup(self.settings.credentials.store_path, addresses, self.authorities),
             identity_folder(self.settings),
             self.settings.credentials.master_key_file,
-            UidRange(children.uid_first, children.uid_count) if can_have_own_uids() else None,
+            uids,
         )
         # The name decides the CA: who trusts it for this grant file may do so the next time.
         told = self.file.for_sandbox(f"egress-{_digest(self.grant_path)}", _OWNER)
@@ -202,9 +205,9 @@ class _Run:
         door: "contextlib.AbstractAsyncContextManager[SandboxDoor]",
     ) -> None:
         async with door as opened:
-            self.ca_path.write_text(opened.ca_pem, "ascii")
             if self.env_dir is not None:
                 self._write_environment(self.env_dir, opened.ca_pem)
+            _put(str(self.ca_path), opened.ca_pem.encode("ascii"))
             self._announce()
             serving.set()
             await _until(stop, opened)
@@ -228,9 +231,15 @@ class _Run:
         files = sandbox_files(folder=str(folder), ca_pem=ca_pem, authorities=authorities)
         lines = (f"export {name}={shlex.quote(value)}\n" for name, value in variables.items())
         folder.mkdir(mode=0o700, exist_ok=True)
-        folder.chmod(0o700)
-        for name, data in {**files, "env.sh": "".join(lines).encode()}.items():
-            (folder / name).write_bytes(data)
+        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            if os.fstat(opened).st_uid != os.geteuid():
+                raise CliError(f"--env-dir {folder}: it is another user's, who would see the token")
+            os.fchmod(opened, 0o700)
+            for name, data in {**files, "env.sh": "".join(lines).encode()}.items():
+                _put(name, data, opened)
+        finally:
+            os.close(opened)
 
     def _announce(self) -> None:
         places = [f"{_bracketed(host)}:{port}" for host, port in self.tcp]
@@ -269,6 +278,19 @@ class _Run:
             return f"curl {proxy} --cacert {shlex.quote(str(self.ca_path))} {url}"
         header = f'-H "Proxy-Authorization: Bearer {token}"'
         return f"curl --unix-socket {shlex.quote(str(self.unix[0]))} {header} http://localhost/{url}"
+
+
+def _put(name: str, data: bytes, folder: int | None = None) -> None:
+    """Write a file that is this user's, whoever had one of that name: its owner could change it later."""
+    temporary = f"{name}.{secrets.token_hex(8)}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with open(os.open(temporary, flags, 0o644, dir_fd=folder), "wb") as file:  # noqa: PTH123 - a descriptor
+        file.write(data)
+    try:
+        os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+    except OSError:
+        os.unlink(temporary, dir_fd=folder)
+        raise
 
 
 def _example_url(rules: "Sequence[NetworkRule]") -> str:

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from clawbox.cli.errors import CliError, ExitCode
+from clawbox.cli.options import JsonOption
 from clawbox.cli.output import escape, show, write
 
 
@@ -21,7 +22,7 @@ def init(
     force: Annotated[
         bool, typer.Option("--force", help="Replace what is there. The old tokens are then void.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Make a settings file and a token that may do everything.
 

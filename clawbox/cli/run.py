@@ -10,6 +10,7 @@ from clawbox.cli.arguments import STDIN, parse_json, read_code, read_text
 from clawbox.cli.bundles import bundled
 from clawbox.cli.connection import Server, server_options
 from clawbox.cli.errors import CliError, ExitCode
+from clawbox.cli.options import JsonOption
 from clawbox.cli.output import (
     ByteRelay,
     escape,
@@ -19,7 +20,6 @@ from clawbox.cli.output import (
     print_json_line,
     print_text,
 )
-from clawbox.cli.system import JsonFlag
 
 if TYPE_CHECKING:
     from clawbox_client import CodeResult, ExecutionResult, LogEntry, NetworkRule, RunOptions, SyncClient
@@ -56,7 +56,7 @@ def run_tool(
         str, typer.Argument(help="Parameters as JSON: the text, @FILE, or - for stdin.", metavar="JSON")
     ] = "null",
     stream: Annotated[bool, typer.Option("--stream", help="Show what it writes as it writes it.")] = False,
-    json: JsonFlag = False,
+    json: JsonOption = False,
 ) -> None:
     """Run a tool once. Its output goes to stdout; its stderr and what it logs to stderr.
 
@@ -82,7 +82,7 @@ def run_python(
     *,
     code: CodeArgument,
     input_: InputOption = None,
-    json: JsonFlag = False,
+    json: JsonOption = False,
 ) -> None:
     """Run Python code in a fresh sandbox. What it prints shows at once, then its result, if it has one."""
     _run_code(server, "python", (".py",), code, input_, options, json=json)
@@ -94,7 +94,7 @@ def run_javascript(
     *,
     code: CodeArgument,
     input_: InputOption = None,
-    json: JsonFlag = False,
+    json: JsonOption = False,
 ) -> None:
     """Run JavaScript in a fresh sandbox. What it prints shows at once, then its result, if it has one."""
     _run_code(server, "javascript", (".js", ".mjs"), code, input_, options, json=json)

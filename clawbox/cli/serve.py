@@ -51,13 +51,14 @@ def serve(
     # gRPC's own lines on stderr have another form than the log's, and say what errors here say as well.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from clawbox.app import serve as serve_forever  # noqa: PLC0415 - the whole server, after what is quick to refuse
+    from clawbox.children.uids import UidsExhaustedError  # noqa: PLC0415
     from clawbox.errors import ClawboxError  # noqa: PLC0415
     from clawbox.rpc.listeners import ListenError  # noqa: PLC0415
     from clawbox.wasm.tool_files import ToolFileError  # noqa: PLC0415
 
     try:
         serve_forever(settings)
-    except (ClawboxError, ListenError, ToolFileError, OSError) as error:
+    except (ClawboxError, ListenError, ToolFileError, UidsExhaustedError, OSError) as error:
         why: object = error
         if isinstance(error, OSError) and error.strerror:
             why = f"{error.filename}: {error.strerror}" if error.filename else error.strerror

@@ -7,9 +7,8 @@ import typer
 
 from clawbox.cli.connection import Server, takes_server
 from clawbox.cli.errors import ExitCode
+from clawbox.cli.options import JsonOption
 from clawbox.cli.output import print_fields, print_json, print_table, show, write
-
-JsonFlag = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 
 
 def mount(app: typer.Typer) -> None:
@@ -27,7 +26,7 @@ def health(
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait, until the deadline, for a server that does not listen yet.")
     ] = False,
-    json: JsonFlag = False,
+    json: JsonOption = False,
 ) -> None:
     """Say whether the server serves. Needs no token. Exit code 0 means that it does, 5 that it does not."""
     from clawbox_client import Health  # noqa: PLC0415 - brings gRPC
@@ -43,7 +42,7 @@ def health(
     raise typer.Exit(codes.get(answer, ExitCode.UNAVAILABLE))
 
 
-def status(server: Server, *, json: JsonFlag = False) -> None:
+def status(server: Server, *, json: JsonOption = False) -> None:
     """Say which version the server is, how its parts do, and which protections are in force."""
     with server.connect() as client:
         answer = client.status()

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from clawbox.cli.errors import CliError, ExitCode
+from clawbox.cli.options import JsonOption
 from clawbox.cli.output import escape, print_error, print_table, show, write
 
 app = typer.Typer(no_args_is_help=True, help="Tokens that may do less than the administrator's.")
@@ -18,7 +19,6 @@ ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", help="Settings file; default: CLAWBOX_CONFIG, ~/.clawbox/config.toml."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 
 
 @app.command()

@@ -11,13 +11,12 @@ from typing import Annotated
 import typer
 
 from clawbox.cli.errors import CliError, ExitCode
+from clawbox.cli.options import JsonOption
 from clawbox.cli.output import escape, print_error, print_fields, show
 from clawbox.wasm.build import LANGUAGES, BuildError, Progress, build
 from clawbox.wasm.build import new as new_project
 
 app = typer.Typer(no_args_is_help=True, help="Make and build tools.")
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 
 
 @app.command()

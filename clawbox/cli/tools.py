@@ -11,8 +11,8 @@ import typer
 
 from clawbox.cli.connection import Server, takes_server
 from clawbox.cli.errors import CliError, ExitCode
+from clawbox.cli.options import JsonOption
 from clawbox.cli.output import escape, print_error, print_fields, print_json, print_table, write
-from clawbox.cli.system import JsonFlag
 
 if TYPE_CHECKING:
     from clawbox_client import Tool
@@ -34,7 +34,7 @@ def list_tools(
     server: Server,
     *,
     prefix: Annotated[str, typer.Option(help="Only names that begin with this.")] = "",
-    json: JsonFlag = False,
+    json: JsonOption = False,
 ) -> None:
     """List the tools that you may run."""
     with server.connect() as client:
@@ -52,7 +52,7 @@ def list_tools(
     )
 
 
-def get(server: Server, *, name: NameArgument, json: JsonFlag = False) -> None:
+def get(server: Server, *, name: NameArgument, json: JsonOption = False) -> None:
     """Show one tool and its manifest."""
     with server.connect() as client:
         tool = client.get_tool(name)
@@ -69,7 +69,7 @@ def register(
     *,
     file: Annotated[Path, typer.Argument(help="The manifest, a JSON file.", show_default=False)],
     publish: PublishOption = None,
-    json: JsonFlag = False,
+    json: JsonOption = False,
 ) -> None:
     """Give a manifest to a tool whose module is already there; `tool.name` says which."""
     manifest = _read_manifest(file)
@@ -89,7 +89,7 @@ def upload(
     manifest: Annotated[Path | None, typer.Option(help="Its manifest, a JSON file.")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace a tool of that name.")] = False,
     publish: PublishOption = None,
-    json: JsonFlag = False,
+    json: JsonOption = False,
 ) -> None:
     """Upload a tool. The server compiles it before it answers."""
     values = None if manifest is None else _read_manifest(manifest)
@@ -110,7 +110,7 @@ def upload(
     _print_tool(tool)
 
 
-def delete(server: Server, *, name: NameArgument, json: JsonFlag = False) -> None:
+def delete(server: Server, *, name: NameArgument, json: JsonOption = False) -> None:
     """Delete a tool's module and manifest. Calls that run it finish."""
     with server.connect() as client:
         client.delete_tool(name)
@@ -120,7 +120,7 @@ def delete(server: Server, *, name: NameArgument, json: JsonFlag = False) -> Non
     write(f"{escape(name)}: deleted\n")
 
 
-def reload(server: Server, *, json: JsonFlag = False) -> None:
+def reload(server: Server, *, json: JsonOption = False) -> None:
     """Have the server read its tool folder again. Exit code 1 when a file failed to load."""
     options: dict[str, Any] = {} if server.deadline is None else {"deadline": server.deadline}
     with server.connect() as client:

@@ -172,7 +172,10 @@ class StateSettings(Settings):
 
 
 class ChildrenSettings(Settings):
-    """The processes that the server starts. As root, each has a uid of its own from this range."""
+    """The processes that the server starts. As root, each has a uid of its own from this range.
+
+    Servers on one machine share the range out among them: up to eight, each with an eighth of it.
+    """
 
     uid_first: Annotated[int, Field(strict=True, ge=1000, le=2**31 - 1), Accepts("1000 to 2147483647")] = (
         900_000

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import base64
 import re
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, unquote_plus
+
+import msgspec
+from msgspec import structs
 
 from clawbox.egress.credentials import BasicAttachment, Credential, HeaderAttachment, QueryAttachment
 from clawbox.egress.http.headers import canonical_name
@@ -43,8 +45,7 @@ class NotAttachableError(Exception):
     """The credential is not for this request, which must not go out as if it were (properties 38, 42)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stripped:
+class Stripped(msgspec.Struct, frozen=True):
     """A request without authentication of the client's own."""
 
     target: Target
@@ -53,8 +54,7 @@ class Stripped:
     """Names of headers and parameters: for the audit row."""
 
 
-@dataclass(frozen=True, slots=True)
-class Attached:
+class Attached(msgspec.Struct, frozen=True):
     """A request that holds a secret: goes upstream, and nowhere else."""
 
     target: Target
@@ -87,6 +87,12 @@ def choose_credential(
     return found
 
 
+def credentials_of(granted: Iterable[str], secrets: SandboxSecrets, host: str) -> tuple[Credential, ...]:
+    """Those of ``granted`` that are for a host, whichever of its ports, paths and methods they are for."""
+    held = (secrets.credentials.get(name) for name in granted)
+    return tuple(one for one in held if one is not None and host in one.scope.hosts)
+
+
 def strip_client_auth(credential: Credential, target: Target, headers: Iterable[Header]) -> Stripped:
     """The request without any way in which the client could say who it is (properties 39, 69, 70).
 
@@ -114,7 +120,7 @@ def strip_client_auth(credential: Credential, target: Target, headers: Iterable[
         if gone:
             query = "&".join(parts)
             removed += gone
-    return Stripped(replace(target, query=query), tuple(kept), tuple(removed))
+    return Stripped(structs.replace(target, query=query), tuple(kept), tuple(removed))
 
 
 def attach(credential: Credential, method: str, target: Target, headers: Iterable[Header]) -> Attached:
@@ -134,7 +140,7 @@ def attach(credential: Credential, method: str, target: Target, headers: Iterabl
         case QueryAttachment(parameter):
             pair = f"{parameter}={quote(secret, safe='')}"
             query = f"{stripped.target.query}&{pair}" if stripped.target.query else pair
-            return Attached(replace(stripped.target, query=query), stripped.headers)
+            return Attached(structs.replace(stripped.target, query=query), stripped.headers)
     return Attached(stripped.target, (*stripped.headers, own))
 
 

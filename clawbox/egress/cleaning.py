@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 PIECE_BYTES: Final = 128 << 10
 """Most output in one message; as many bytes may become somewhat more."""
+ANSWER_SECONDS: Final = 30.0
+"""How long a piece may take: a process that is stuck, or was taken over, keeps nobody waiting for ever."""
 
 
 class Cleaning(Protocol):
@@ -35,7 +37,8 @@ class Cleaning(Protocol):
 class OutputCleaner:
     """The streams of one sandbox, over one process at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float = ANSWER_SECONDS) -> None:
+        self._seconds = seconds
         self._asked: deque[tuple[int, asyncio.Future[Cleaned]]] = deque()
         self._streams: dict[int, Cleaning] = {}
 
@@ -58,7 +61,7 @@ class OutputCleaner:
                 for piece, last in _pieces(data)
             ]
             over = end
-        except ChannelClosedError as error:
+        except (ChannelClosedError, TimeoutError) as error:
             raise _unavailable() from error
         finally:
             if over and not end:
@@ -95,7 +98,8 @@ class OutputCleaner:
     async def _ask(self, process: Cleaning, question: Clean) -> bytes:
         if not process.alive:
             raise ChannelClosedError
-        return (await self._send(process, question)).data
+        async with asyncio.timeout(self._seconds):
+            return (await self._send(process, question)).data
 
     def _send(self, process: Cleaning, question: Clean) -> asyncio.Future[Cleaned]:
         answer: asyncio.Future[Cleaned] = asyncio.get_running_loop().create_future()

@@ -49,9 +49,16 @@ def codings_of(values: Iterable[bytes]) -> tuple[bytes, ...]:
 class EncodedScanner:
     """Searches one encoded body: bytes in, the same bytes out, once they are known to be clean."""
 
-    def __init__(self, codings: tuple[bytes, ...], scanner: StreamScanner) -> None:
-        """``scanner`` is one made for ``encoded`` bodies."""
+    def __init__(
+        self, codings: tuple[bytes, ...], scanner: StreamScanner, outer: StreamScanner | None = None
+    ) -> None:
+        """``scanner`` is one made for ``encoded`` bodies.
+
+        ``outer`` searches the bytes as they came: gzip has fields, and Brotli blocks, that decode to nothing
+        (RFC 1952 2.3, RFC 7932 9.2).
+        """
         self.scanner = scanner
+        self._outer = outer
         self._decoders = [_decoder(coding) for coding in reversed(codings)]
         self._held: deque[tuple[int, bytes]] = deque()  # encoded bytes, and where what they decode to ends
         self._received = self._decoded = self._cleared = 0
@@ -65,14 +72,20 @@ class EncodedScanner:
                 raise CodingError(f"the body decodes to more than {MAX_RATIO} times its size")
             self._cleared += len(self.scanner.feed(piece))
         self._held.append((self._decoded, data))
-        return self._release()
+        released = self._release()
+        return released if self._outer is None else self._outer.feed(released)
 
     def finish(self) -> bytes:
         """What was held back, at the clean end of the body. Raises LeakError and CodingError."""
         if self._received and not all(decoder.ended for decoder in self._decoders):
             raise CodingError("the encoded body breaks off")
         self._cleared += len(self.scanner.finish())
-        return self._release()
+        released = self._release()
+        return released if self._outer is None else self._outer.feed(released) + self._outer.finish()
+
+    def whole(self, data: bytes) -> bytes:
+        """What goes on of a body that is all here, in place of feed and finish. Raises as they do."""
+        return self.feed(data) + self.finish()
 
     def _decode(self, data: bytes, level: int) -> Iterator[bytes]:
         if level == len(self._decoders):

@@ -115,7 +115,7 @@ class Credential:
     """Goes over http, too: the operator says that what is between is trusted."""
     budget: Budget | None = None
     env: str | None = None
-    """An environment variable of the sandbox that gets :attr:`placeholder`."""
+    """An environment variable that gets :attr:`placeholder`, in sandboxes that have an environment."""
     short: bool = False
     """The operator insisted on a secret of fewer than ``SHORTEST`` characters."""
 

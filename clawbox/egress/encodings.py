@@ -15,7 +15,7 @@ from __future__ import annotations
 import base64
 from typing import TYPE_CHECKING
 
-from clawbox.egress.shapes import Kind, Pattern
+from clawbox.egress.patterns import Kind, Pattern
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -107,9 +107,7 @@ def _java_options(folder: str, proxy: str | None) -> list[str]:
     place = urlsplit(proxy)
     for scheme in ("http", "https"):
         options += [f"-D{scheme}.proxyHost={place.hostname}", f"-D{scheme}.proxyPort={place.port}"]
-    # Its default would leave out all of 127.0.0.0/8.
-    direct = "|".join(f"[{host}]" if ":" in host else host for host in NO_PROXY)
-    options.append(f"-Dhttp.nonProxyHosts={direct}")
+    # What is reached directly needs no words: Java adds localhost and 127.* to whatever is said.
     if place.password is not None:
         # No property names a password, and it would be printed at each start: the program must set an
         # Authenticator, and Java must be told that Basic is good enough for a proxy.

@@ -6,7 +6,7 @@ import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from clawbox.egress.shapes import Kind, Match
+from clawbox.egress.patterns import Kind, Match
 from clawbox.network_rules import ShapeAction
 
 

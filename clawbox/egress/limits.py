@@ -120,13 +120,14 @@ class BudgetLedger:
     Windows are fixed, not sliding: one begins with the first request, lasts ``window_seconds``, and the next
     begins with the first request (or byte) after it. So everything comes back at one known moment, which is
     what Retry-After says, and a window across two of them may see twice the budget. Each sandbox has a ledger
-    of its own that lives as long as its sidecar.
+    of its own; what one sidecar has used, the next begins with (:class:`clawbox.egress.spending.Spending`).
     """
 
-    __slots__ = ("_windows",)
+    __slots__ = ("_restored", "_windows")
 
     def __init__(self) -> None:
         self._windows: dict[str, _Window] = {}
+        self._restored: dict[str, tuple[int, int, float]] = {}
 
     def admit(self, credential: Credential, now: float) -> float | None:
         """Counts one request and returns None, or the seconds until the budget is there again.
@@ -137,13 +138,30 @@ class BudgetLedger:
         if budget is None:
             self._windows.pop(credential.name, None)
             return None
-        window = self._windows.setdefault(credential.name, _Window(budget, now))
+        window = self._windows.get(credential.name)
+        if window is None:
+            window = self._windows[credential.name] = _Window(budget, now)
+            requests, count, end = self._restored.pop(credential.name, (0, 0, now))
+            if end > now:
+                window.start, window.requests, window.bytes = end - budget.window_seconds, requests, count
         window.budget = budget
         window.turn(now)
         if window.spent():
             return max(0.0, budget.window_seconds - (now - window.start))
         window.requests += 1
         return None
+
+    def spent(self, name: str, now: float) -> tuple[int, int, float] | None:
+        """Requests and bytes of a credential with a budget, and the seconds until its window ends."""
+        window = self._windows.get(name)
+        if window is None:
+            return None
+        window.turn(now)
+        return window.requests, window.bytes, window.end - now
+
+    def restore(self, name: str, requests: int, count: int, end: float) -> None:
+        """So much was used already, in a window that ends then."""
+        self._restored[name] = (requests, count, end)
 
     def spend_bytes(self, name: str, count: int, now: float) -> bool:
         """Counts bytes of an admitted request, either way; False: more than there were, it must end.

@@ -13,7 +13,7 @@ from typing import Annotated
 import msgspec
 
 from clawbox.egress.findings import Action, Place  # noqa: TC001 - msgspec reads the types
-from clawbox.egress.shapes import Kind  # noqa: TC001
+from clawbox.egress.patterns import Kind  # noqa: TC001
 from clawbox.network_rules import NetworkRule, ShapeAction
 
 MAX_FRAME_BYTES = 1 << 20
@@ -77,12 +77,27 @@ class Handed(msgspec.Struct, frozen=True):
 # Control to sidecar ---------------------------------------------------------------------------------------
 
 
+class Spent(msgspec.Struct, frozen=True, tag="spent"):
+    """What a credential with a budget was used for in the window that it is in.
+
+    A sidecar tells control, which tells the next sidecar of that sandbox.
+    """
+
+    credential: Short
+    requests: Annotated[int, msgspec.Meta(ge=0)]
+    bytes: Annotated[int, msgspec.Meta(ge=0)]
+    left_ms: Annotated[int, msgspec.Meta(ge=0)]
+    """Until the window ends."""
+
+
 class Configure(msgspec.Struct, frozen=True, tag="configure"):
     """The first message: what this sidecar is for."""
 
     grant: Grant
     upstream_ca: tuple[str, ...] = ()
     """PEM, trusted for upstreams besides the system's store."""
+    spent: tuple[Spent, ...] = ()
+    """By earlier sidecars of this sandbox."""
 
 
 class Admit(msgspec.Struct, frozen=True, tag="admit"):
@@ -125,7 +140,11 @@ class CloseListeners(msgspec.Struct, frozen=True, tag="close_listeners"):
     """Accept nothing any more: the sandbox ended, and only its output is still to be cleaned."""
 
 
-ToSidecar = Configure | Admit | Revoke | AuditState | Clean | Suspend | CloseListeners
+class Finish(msgspec.Struct, frozen=True, tag="finish"):
+    """End what is under way, send its rows, and end."""
+
+
+ToSidecar = Configure | Admit | Revoke | AuditState | Clean | Suspend | CloseListeners | Finish
 
 
 # Sidecar to control ---------------------------------------------------------------------------------------
@@ -154,7 +173,7 @@ class Row(msgspec.Struct, frozen=True, tag="row"):
     way: Short
     """``absolute``, ``connect``, ``tunnel``, ``intercept``, ``call`` or ``local``: how it came."""
     decision: Short
-    """``allowed``, ``denied`` (nothing was sent) or ``failed`` (it broke on the way)."""
+    """``allowed``, ``denied`` (refused before anything was sent) or ``failed`` (not reached, or it broke)."""
     reason: Short
     """A Denial's code, or empty."""
     method: Short
@@ -195,8 +214,6 @@ class Unwritten(msgspec.Struct, frozen=True, tag="unwritten"):
 class Suspended(msgspec.Struct, frozen=True, tag="suspended"):
     """Known secrets were found in several requests: this sandbox's credentials are attached no more (68)."""
 
-    found: int
-
 
 class Cleaned(msgspec.Struct, frozen=True, tag="cleaned"):
     """The answer to one Clean."""
@@ -207,7 +224,7 @@ class Cleaned(msgspec.Struct, frozen=True, tag="cleaned"):
     found: Annotated[tuple[Found, ...], msgspec.Meta(max_length=64)]
 
 
-FromSidecar = Ready | Row | Activity | Unwritten | Suspended | Cleaned
+FromSidecar = Ready | Row | Activity | Unwritten | Suspended | Spent | Cleaned
 
 
 # Sidecar and dialer ---------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     import msgspec
 
-    from clawbox.children.launcher import Child
+    from clawbox.children.child import Child
 
 _log = logging.getLogger(__name__)
 

@@ -7,16 +7,19 @@ and a word that is no known one is written as ``other`` where it would be a labe
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from clawbox.children.channel import FrameError
 from clawbox.egress.findings import Action
+from clawbox.egress.limits import Rate
+from clawbox.egress.patterns import Kind
 from clawbox.egress.proxy.state import KNOWN_LEAKS_TOLERATED
 from clawbox.egress.refusal import Denial
-from clawbox.egress.shapes import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from clawbox.egress.messages import Found, Grant, Row
 
@@ -26,7 +29,11 @@ DENIALS_WITH_ROWS: Final = 60
 WINDOW_SECONDS: Final = 60.0
 CALLS_KNOWN: Final = 4096
 """Names of calls, the latest ones, that a sandbox's rows may carry."""
-
+LATE_SECONDS: Final = 30.0
+"""How late rows may come, all at once. A sidecar that was taken over could else fill the disk: what is denied
+is counted, and what is sent is as much as the grant says."""
+LIVES_AT_ONCE: Final = 8
+"""Processes, one after the other, each of which begins with the whole burst; more crashes are not allowed."""
 SANDBOXES_KNOWN: Final = 65_536
 """Sandboxes, the latest ones, whose leaks are counted."""
 
@@ -90,8 +97,17 @@ class SandboxRecorder:
     """Writes down what the sidecar of one sandbox tells, until it is closed."""
 
     def __init__(
-        self, grant: Grant, audit: Audit, metrics: EgressMetrics, ledger: LeakLedger | None = None
+        self,
+        grant: Grant,
+        audit: Audit,
+        metrics: EgressMetrics,
+        ledger: LeakLedger | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        limits = grant.limits
+        late = LATE_SECONDS * limits.requests_per_second + limits.max_concurrent + limits.max_tunnels
+        self._room = Rate(limits.requests_per_second, LIVES_AT_ONCE * limits.burst + late)
+        self._clock = clock
         self._ledger = ledger or LeakLedger()
         self._suspension_told = False
         self._grant = grant
@@ -110,7 +126,7 @@ class SandboxRecorder:
             del self._calls[next(iter(self._calls))]
 
     def row(self, row: Row) -> None:
-        """A request ended."""
+        """A request ended. Raises FrameError for one that no sidecar of this grant can have sent."""
         decision = _known(row.decision, _DECISIONS)
         reason = _known(row.reason, _REASONS)
         up, down = _bounded(row.bytes_up), _bounded(row.bytes_down)
@@ -118,6 +134,8 @@ class SandboxRecorder:
         self._metrics.egress_request(
             decision=decision, reason=reason, bytes_up=up, bytes_down=down, upstream_us=upstream_us
         )
+        if decision != "denied" and self._room.take(self._clock()) is not None:
+            raise FrameError("it tells of more requests than its grant lets it send")
         self.cleaned(row.found)
         sent = (one.action is Action.REFUSED and one.kind is Kind.KNOWN for one in row.found)
         if reason == Denial.LEAK.code and any(sent):

@@ -1,6 +1,6 @@
 """Why the sidecar does not do what it was asked, as values: a reason for machines, a sentence for agents.
 
-Each refusal has one :class:`Denial`, whose ``value`` is in replies, audit rows and metrics and never changes.
+Each refusal has one :class:`Denial`, whose ``code`` is in replies, audit rows and metrics and never changes.
 Nothing that the sandbox or the upstream sent becomes a label: only ``detail`` holds such text, escaped.
 """
 
@@ -30,7 +30,7 @@ class _Spec(NamedTuple):
 
 
 class Denial(enum.Enum):
-    """Every reason that parsing or deciding can give, with its sentence."""
+    """Every reason for which a request, or its answer, does not go on, with its sentence and HTTP status."""
 
     # The target and the Host header
     MALFORMED_TARGET = _Spec("malformed_target", "The request target is not an absolute http or https URL.")
@@ -135,7 +135,7 @@ class Denial(enum.Enum):
     LEAK = _Spec("leak_detected", "The request holds a secret that must not leave the sandbox.")
     LEAK_INBOUND = _Spec("leak_in_answer", "The answer holds a secret that could not be taken out.", 502)
     UNREADABLE_CODING = _Spec(
-        "content_coding_refused", "The body is in an encoding that cannot be looked into.", 403
+        "content_coding_refused", "The body is in an encoding that cannot be looked into."
     )
     CREDENTIAL_UNAVAILABLE = _Spec(
         "credential_unavailable", "The credential for this request cannot be used now.", 502
@@ -163,6 +163,26 @@ class Denial(enum.Enum):
         return self.value.meaning
 
 
+# Not decided here: what was allowed and did not come about.
+_NOT_OURS = frozenset(
+    {
+        Denial.NO_ADDRESS,
+        Denial.DNS_FAILED,
+        Denial.DNS_TIMEOUT,
+        Denial.CONNECT_FAILED,
+        Denial.CONNECT_TIMEOUT,
+        Denial.TLS_FAILED,
+        Denial.UPSTREAM_GONE,
+        Denial.IDLE_TIMEOUT,
+        Denial.CALL_TIMEOUT,
+        Denial.CLIENT_TLS_FAILED,
+        Denial.CLIENT_GONE,
+        Denial.ENDED,
+        Denial.INTERNAL,
+    }
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """One refusal: what, whose fault, and a detail of the request itself."""
@@ -181,6 +201,11 @@ class Refusal:
     def status(self) -> int:
         """The HTTP status that the sandbox sees (property 60); 502 for whatever the upstream is at fault."""
         return 502 if self.side is Side.UPSTREAM else self.denial.value.status
+
+    @property
+    def decided(self) -> bool:
+        """Whether it was refused here: else it was allowed, and did not come about."""
+        return self.side is Side.CLIENT and self.denial not in _NOT_OURS
 
     @property
     def message(self) -> str:

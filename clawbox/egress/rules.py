@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from clawbox.egress.refusal import Denial, Refusal
 from clawbox.egress.target import Form
 from clawbox.network_rules import NetworkRule, ShapeAction, TlsMode, host_within, path_within, stricter_shape
@@ -19,8 +21,7 @@ if TYPE_CHECKING:
     from clawbox.policy import NetworkGrant
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True):
     """Whether one request may go on, why, and how it is treated."""
 
     refusal: Refusal | None

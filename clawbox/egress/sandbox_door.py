@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import socket
 import time
-from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -22,7 +20,9 @@ import msgspec
 from clawbox.children.channel import ChannelClosedError, FrameError
 from clawbox.children.launcher import ChildrenUnavailableError
 from clawbox.egress.cleaning import OutputCleaner
-from clawbox.egress.keeper.control import KeeperUnavailableError
+from clawbox.egress.crashes import Crashes
+from clawbox.egress.joining import joined
+from clawbox.egress.listeners import Listeners
 from clawbox.egress.messages import (
     MAX_FRAME_BYTES,
     Activity,
@@ -31,17 +31,18 @@ from clawbox.egress.messages import (
     Cleaned,
     CloseListeners,
     Configure,
+    Finish,
     FromSidecar,
     Grant,
     Ready,
     Revoke,
     Row,
+    Spent,
     Suspend,
     Suspended,
     Unwritten,
 )
 from clawbox.egress.process import ChildProcess
-from clawbox.egress.unix_listener import UnixListener
 from clawbox.errors import ClawboxError, Reason
 
 if TYPE_CHECKING:
@@ -52,16 +53,13 @@ if TYPE_CHECKING:
     from clawbox.egress.keeper.control import Keeper
     from clawbox.egress.process import Forker
     from clawbox.egress.recording import SandboxRecorder
+    from clawbox.egress.spending import Spending
 
 SIDECAR: Final = "sidecar"
 """The launcher's name of the kind."""
 START_SECONDS: Final = 10.0
-CRASHES_TOLERATED: Final = 5
-"""A sidecar that ends by itself more often than this within :data:`CRASH_WINDOW_SECONDS` is not started again
-(docs/security.md, 64)."""
-CRASH_WINDOW_SECONDS: Final = 60.0
-PAUSE_SECONDS: Final = 0.05
-"""Before the second start in a row; twice as long before each further one."""
+FINISH_SECONDS: Final = 5.0
+"""How long a sidecar may take to end what is under way before it is killed."""
 
 _log = logging.getLogger(__name__)
 _decoder: msgspec.msgpack.Decoder[FromSidecar] = msgspec.msgpack.Decoder(FromSidecar)
@@ -82,22 +80,11 @@ class Surroundings:
     keeper: Keeper
     dialer: DialerControl
     upstream_ca: tuple[str, ...]
+    spending: Spending
     number: Callable[[], int]
     """Gives numbers that were never given before."""
     recordable: Callable[[], bool]
     restarts: Restarts
-
-
-@dataclass(slots=True)
-class _Listener:
-    purpose: str
-    sock: socket.socket
-    unix: UnixListener | None = None
-
-    def close(self) -> None:
-        if self.unix is not None:
-            self.unix.close()
-        self.sock.close()
 
 
 class SandboxDoor:
@@ -114,9 +101,9 @@ class SandboxDoor:
         self._failure = ""
         self._closing = False
         self._retired = False
-        self._listeners: list[_Listener] = []
+        self._listeners = Listeners(around.dialer)
         self._tokens: dict[bytes, Admit] = {}
-        self._crashes: deque[float] = deque(maxlen=CRASHES_TOLERATED + 1)
+        self._crashes = Crashes()
         self._cleaner = OutputCleaner()
         self._keeping: asyncio.Task[None] | None = None
         self._ca_pem = ""
@@ -134,13 +121,29 @@ class SandboxDoor:
             raise
 
     async def close(self) -> None:
-        """End the sidecar, and remove what led to it; nothing happens the second time."""
-        self._closing = True
+        """End the sidecar, and remove what led to it; nothing happens the second time.
+
+        What is under way ends, and has its row: nothing is lost by leaving at once.
+        """
+        if not self._closing:
+            self._closing = True
+            await self._finish()
         if self._keeping is not None:
             self._keeping.cancel()
             await asyncio.wait([self._keeping])
-        self._close_listeners()
+        self._listeners.close()
         self._recorder.close()
+
+    async def _finish(self) -> None:
+        process = self._process
+        if process is None or not self.serving:
+            return
+        process.send(Finish())
+        try:
+            async with asyncio.timeout(FINISH_SECONDS):
+                await process.gone()
+        except TimeoutError:
+            self._recorder.event("egress_gap", "recorded", "sidecar did not end when it was told to")
 
     async def ready(self) -> None:
         """Return once the sidecar serves. Raises SANDBOX_UNAVAILABLE when it does not, or never will."""
@@ -180,16 +183,15 @@ class SandboxDoor:
 
     def listen_unix(self, path: Path) -> None:
         """Make a Unix socket that the sidecar serves; see UnixListener for what is raised."""
-        unix = UnixListener(path)
-        self._listen(_Listener("unix", unix.socket, unix))
+        self._listeners.add_unix(path, self._hand)
 
     def listen_tcp(self, sock: socket.socket) -> None:
         """Have the sidecar serve a TCP socket that listens; requests there need the token. Takes ``sock``."""
-        self._listen(_Listener("tcp", sock))
+        self._listeners.add_tcp(sock, self._hand, namespace=False)
 
     def listen_namespace(self, sock: socket.socket) -> None:
         """As :meth:`listen_tcp`, for one bound in the sandbox's own network namespace: no token is needed."""
-        self._listen(_Listener("namespace", sock))
+        self._listeners.add_tcp(sock, self._hand, namespace=True)
 
     def connect(self, token: bytes, call: str) -> socket.socket:
         """A connection to the sidecar, for requests with this token, which is accepted from now on.
@@ -219,7 +221,7 @@ class SandboxDoor:
     def retire(self) -> None:
         """Close the listeners, and serve no request any more: what is left is to clean output."""
         self._retired = True
-        self._close_listeners()
+        self._listeners.close()
         for token in list(self._tokens):
             self.revoke(token)
         self._send(CloseListeners())
@@ -251,9 +253,9 @@ class SandboxDoor:
         try:
             while True:
                 await self._live_once()
-                if not self._may_restart():
+                if self._closing or not self._may_restart():
                     return
-                await asyncio.sleep(self._pause())
+                await asyncio.sleep(self._crashes.pause(time.monotonic()))
         finally:
             self._not_serving("its sidecar was stopped")
 
@@ -271,61 +273,43 @@ class SandboxDoor:
             return
         self._process = process
         was_ready = False
-        enrolment = self._around.dialer.enrol(
-            self.grant, functools.partial(_deliver, process, "dialer"), functools.partial(_fault, process)
-        )
-        secrets = asyncio.create_task(self._have_secrets_sent(process))
         try:
-            try:
-                self._set_up(process)
-                async with asyncio.timeout(START_SECONDS):
-                    await self._until_ready_or_gone(process)
-            except (ChannelClosedError, TimeoutError):
-                process.kill()
-            was_ready = self.serving
-            await process.gone()
+            async with joined(process, self.grant, self._around.keeper, self._around.dialer):
+                try:
+                    was_ready = await self._serve(process)
+                finally:
+                    self._process = None
         finally:
             # Cancelled or not: nothing of it is left.
-            self._process = None
-            self._around.dialer.dismiss(enrolment)
-            secrets.cancel()
-            await asyncio.wait([secrets])
             await asyncio.shield(process.end())
             self._lost()
         self._crashed("ended" if was_ready else "ended before it served")
 
+    async def _serve(self, process: ChildProcess[FromSidecar]) -> bool:
+        """Set a sidecar up and stay until it is gone; whether it ever served."""
+        try:
+            self._set_up(process)
+            async with asyncio.timeout(START_SECONDS):
+                await self._until_ready_or_gone(process)
+        except (ChannelClosedError, TimeoutError):
+            process.kill()
+        was_ready = self.serving
+        await process.gone()
+        return was_ready
+
     def _set_up(self, process: ChildProcess[FromSidecar]) -> None:
         """Tell a new sidecar everything at once; it says when it has all of it."""
-        process.send(Configure(self.grant, self._around.upstream_ca))
+        spent = self._around.spending.of(self.grant.sandbox)
+        process.send(Configure(self.grant, self._around.upstream_ca, spent))
         if not self._around.recordable():
             process.send(AuditState(available=False))
         if self._recorder.suspends:
             process.send(Suspend())
         for admit in self._tokens.values():
             process.send(admit)
-        for listener in self._listeners:
-            process.hand(listener.purpose, 0, listener.sock.fileno())
+        self._listeners.hand_all(process.hand)
         if self._retired:
             process.send(CloseListeners())
-
-    async def _have_secrets_sent(self, process: ChildProcess[FromSidecar]) -> None:
-        """Have the keeper serve a sidecar for as long as this runs."""
-        grant = self.grant
-        try:
-            recipient = await self._around.keeper.hand_out(
-                grant.sandbox,
-                grant.owner,
-                grant.credentials,
-                functools.partial(_deliver, process, "keeper"),
-                functools.partial(_fault, process),
-            )
-        except KeeperUnavailableError as error:
-            _fault(process, str(error))
-            return
-        try:
-            await process.gone()
-        finally:
-            self._around.keeper.dismiss(recipient)
 
     async def _until_ready_or_gone(self, process: ChildProcess[FromSidecar]) -> None:
         gone = asyncio.create_task(process.gone())
@@ -350,6 +334,8 @@ class SandboxDoor:
                 self.tunnels = tunnels
             case Unwritten(count):
                 self._recorder.unwritten(count)
+            case Spent(credential) if credential in self.grant.credentials:
+                self._around.spending.note(self.grant.sandbox, message)
             case Suspended():
                 self._recorder.suspended()
             case Ready(ca_pem) if not self._ready.done():
@@ -367,24 +353,19 @@ class SandboxDoor:
     def _crashed(self, what: str) -> None:
         if self._closing:
             return
-        self._crashes.append(time.monotonic())
+        self._crashes.add(time.monotonic())
         self._around.restarts.egress_restarted(SIDECAR)
         # Requests that were under way have no row of their own (property 55).
         self._recorder.event("egress_gap", "recorded", f"sidecar {what}")
 
     def _may_restart(self) -> bool:
-        crashes = self._crashes
-        if len(crashes) <= CRASHES_TOLERATED or time.monotonic() - crashes[0] > CRASH_WINDOW_SECONDS:
+        if not self._crashes.hopeless(time.monotonic()):
             return True
-        self._failure = f"its sidecar ended {len(crashes)} times within {CRASH_WINDOW_SECONDS:.0f} s"
+        self._failure = str(self._crashes)
         _log.error("%s has no way out any more: %s", self.grant.sandbox, self._failure)
         self._recorder.event("egress_failed", "denied", self._failure)
-        self._close_listeners()
+        self._listeners.close()
         return False
-
-    def _pause(self) -> float:
-        recent = sum(time.monotonic() - at <= CRASH_WINDOW_SECONDS for at in self._crashes)
-        return PAUSE_SECONDS * 2 ** (recent - 2) if recent > 1 else 0.0
 
     def _await_next(self) -> None:
         if self._ready.done():
@@ -395,30 +376,13 @@ class SandboxDoor:
         self._ready.set_exception(_unavailable(self._failure or why))
         self._ready.exception()  # nobody need have waited for it
 
-    def _listen(self, listener: _Listener) -> None:
-        self._listeners.append(listener)
-        if self._process is not None:
-            with contextlib.suppress(ChannelClosedError):  # the next one gets it
-                self._process.hand(listener.purpose, 0, listener.sock.fileno())
-
-    def _close_listeners(self) -> None:
-        while self._listeners:
-            self._listeners.pop().close()
+    @property
+    def _hand(self) -> Callable[[str, int, int], None] | None:
+        return None if self._process is None else self._process.hand
 
     def _send(self, message: object) -> None:
         if self._process is not None:
             self._process.send(message)
-
-
-def _deliver(process: ChildProcess[FromSidecar], purpose: str, end: socket.socket) -> None:
-    process.hand(purpose, 0, end.fileno())
-
-
-def _fault(process: ChildProcess[FromSidecar], why: str) -> None:
-    """Keeper or dialer serve it no more, for what it did: it is of no use."""
-    if process.alive:
-        _log.warning("sidecar %d is killed: %s", process.pid, why)
-        process.kill()
 
 
 def _unavailable(why: str) -> ClawboxError:

@@ -14,7 +14,7 @@ from clawbox.egress.hold_back import HoldBack
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from clawbox.egress.shapes import Match, Pattern, PatternSet
+    from clawbox.egress.patterns import Match, Pattern, PatternSet
 
 REDACTED: Final = b"[REDACTED]"
 _CONTEXT: Final = 64  # of what went on, for `\b` and for what may not stand before a match
@@ -64,6 +64,13 @@ class StreamScanner:
         if self._refused:
             raise LeakError(tuple(self.found))
         return self._give(len(self._held))
+
+    def whole(self, data: bytes) -> bytes:
+        """What goes on of a body that is all here, in place of feed and finish. Raises LeakError."""
+        for patterns in self._patterns:
+            if patterns.found_in(data):
+                return self.feed(data) + self.finish()
+        return data
 
     def _give(self, cut: int) -> bytes:
         if cut <= self._held.given:

@@ -31,11 +31,13 @@ from clawbox.egress.messages import (
     Cleaned,
     CloseListeners,
     Configure,
+    Finish,
     Found,
     Handed,
     Ready,
     Revoke,
     Row,
+    Spent,
     Suspend,
     Suspended,
     ToSidecar,
@@ -94,9 +96,18 @@ class _Control(FrameProtocol[ToSidecar]):
         if not self._stalled:
             self._tell_tunnels()
 
-    def suspended(self, found: int) -> None:
+    def suspended(self) -> None:
         """Tell that credentials are attached no more."""
-        self.send(Suspended(found))
+        self.send(Suspended())
+
+    def finish(self) -> None:
+        """Close the channel once control has read all that was sent."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def spent(self, spent: Spent) -> None:
+        """Tell what was used of a budget."""
+        self.send(spent)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport (asyncio)."""
@@ -194,8 +205,17 @@ class _Sidecar:
                 self._with_proxy(Proxy.suspend)
             case CloseListeners():
                 self._with_proxy(Proxy.close_listeners)
+            case Finish():
+                self._loop.create_task(self._finish()).add_done_callback(self._check)
             case _:
                 raise FrameError(f"{type(message).__name__} out of turn")
+
+    async def _finish(self) -> None:
+        """End every request, each with its row (docs/security.md, 55), and then this process."""
+        if self._proxy is not None:
+            async with self._proxy:
+                pass  # leaving it is what ends them
+        self._control.finish()
 
     def _with_proxy(self, call: Callable[[Proxy], None]) -> None:
         """Now, or as soon as there is one."""
@@ -291,6 +311,7 @@ class _Sidecar:
             server_tls=authority,
             client_tls=UpstreamTls(configure.upstream_ca),
         )
+        proxy.restore_spent(configure.spent)
         for call in self._waiting:
             call(proxy)
         self._waiting.clear()

@@ -14,8 +14,6 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
-import msgspec
-
 from clawbox.audit.heads import SignerGoneError
 from clawbox.children.enforcement import Enforcement, probe_egress
 from clawbox.children.launcher import Launcher
@@ -25,6 +23,7 @@ from clawbox.egress.keeper.control import KIND as KEEPER
 from clawbox.egress.keeper.control import Keeper
 from clawbox.egress.recording import EgressMetrics, LeakLedger, SandboxRecorder
 from clawbox.egress.sandbox_door import SIDECAR, SandboxDoor, Surroundings
+from clawbox.egress.spending import Spending
 from clawbox.errors import ClawboxError, Reason
 
 if TYPE_CHECKING:
@@ -129,6 +128,7 @@ class EgressSupervisor:
             keeper=self._keeper,
             dialer=self._dialer,
             upstream_ca=setup.upstream_ca,
+            spending=Spending(),
             number=itertools.count(1).__next__,
             recordable=lambda: self._recordable,
             restarts=metrics,
@@ -151,11 +151,11 @@ class EgressSupervisor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._open = False
-        for door in list(self._doors):
-            await door.close()
+        await asyncio.gather(*(door.close() for door in self._doors))
         if self._watching is not None:
             self._watching.cancel()
-        await self._stack.__aexit__(kind, error, trace)
+        # Not told of an error of the body, which the task group would put into an ExceptionGroup.
+        await self._stack.__aexit__(None, None, None)
 
     @contextlib.asynccontextmanager
     async def sandbox(self, grant: Grant) -> AsyncIterator[SandboxDoor]:
@@ -181,7 +181,8 @@ class EgressSupervisor:
 
     def refuse_addresses(self, listeners: tuple[tuple[str, int], ...]) -> None:
         """Have no sandbox reach where this program itself listens (15)."""
-        self._dialer.use_addresses(msgspec.structs.replace(self._setup.addresses, listeners=listeners))
+        for place in listeners:
+            self._dialer.refuse_listener(place)
 
     async def sign(self, sequence: int, digest: str) -> bytes:
         """Have the keeper sign a head of the audit log. Raises SignerGoneError."""

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote_to_bytes
 
+import msgspec
+
 from clawbox.egress.refusal import Denial, RefusedError, shown
 from clawbox.network_rules import RuleError, canonical_host
 
@@ -61,8 +63,7 @@ class Form(enum.Enum):
     """The ``url`` of ``POST /proxy`` or of a host call."""
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(msgspec.Struct, frozen=True):
     """Where one request goes."""
 
     scheme: str

@@ -1,9 +1,8 @@
 """The encrypted file of credentials, which the Rust clawbox 0.1 can read and write, too.
 
 The file is a 12-byte nonce, then AES-256-GCM ciphertext and tag, without version, associated data or key
-derivation; inside is a JSON list of objects with five texts each. What such an object cannot say is in one
-more entry of the list, which the Rust clawbox keeps and never sends (docs/decisions/014-credential-file.md).
-Errors never hold a value.
+derivation; inside is a JSON list of entries, and :mod:`clawbox.egress.credential_entries` says what they mean
+(docs/decisions/014-credential-file.md). Errors never hold a value.
 """
 
 from __future__ import annotations
@@ -15,41 +14,34 @@ import json
 import os
 import secrets
 import stat
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from clawbox.egress.credentials import (
-    Attachment,
-    BasicAttachment,
-    Budget,
-    Credential,
-    HeaderAttachment,
-    InvalidCredentialError,
-    QueryAttachment,
-    Secret,
+from clawbox.egress.credential_entries import (
+    RULES_ENTRY,
+    contents_of,
+    is_entry,
+    with_credential,
+    without_credential,
 )
 from clawbox.errors import ClawboxError, Reason
-from clawbox.network_rules import RuleError, canonical_host
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from clawbox.egress.credential_entries import Contents, Entry
+    from clawbox.egress.credentials import Credential
+
 KEY_VARIABLE: Final = "CLAWBOX_MASTER_KEY"
-RULES_ENTRY: Final = "clawbox:rules"
-"""Name of the entry with what the others cannot say. No credential can be called so."""
 MAX_BYTES: Final = 4 << 20
 """Size of the file."""
 MAX_KEY_BYTES: Final = 4096
 """Size of a file with the master key."""
 _NONCE: Final = 12
 _TAG: Final = 16
-_KEYS: Final = ("name", "value", "domain", "header_name", "header_prefix")
-
-Entry = dict[str, str]
 
 
 class Fault(enum.Enum):
@@ -120,19 +112,6 @@ def read_master_key(environ: Mapping[str, str], file: Path | None) -> MasterKey:
     return MasterKey(text)
 
 
-@dataclass(frozen=True, slots=True)
-class Contents:
-    """What is in the file."""
-
-    credentials: tuple[Credential, ...] = ()
-    broken: Mapping[str, str] = field(default_factory=dict)
-    """Entries that cannot be used, by name, and why: a request that needs one fails (property 42)."""
-
-    def get(self, name: str) -> Credential | None:
-        """The credential of that name, if there is a usable one."""
-        return next((one for one in self.credentials if one.name == name), None)
-
-
 class Vault:
     """The file at a path. Reading takes no lock: it is only ever replaced as a whole."""
 
@@ -149,7 +128,7 @@ class Vault:
         with self._locked():
             entries = self._entries()
             there = any(entry["name"] == credential.name for entry in entries)
-            self._write(_with(entries, credential))
+            self._write(with_credential(entries, credential))
         return there
 
     def remove(self, name: str) -> bool:
@@ -158,7 +137,7 @@ class Vault:
             entries = self._entries()
             there = name != RULES_ENTRY and any(entry["name"] == name for entry in entries)
             if there:
-                self._write(_without(entries, name))
+                self._write(without_credential(entries, name))
         return there
 
     def _entries(self) -> list[Entry]:
@@ -228,7 +207,7 @@ def decrypt(data: bytes, key: MasterKey) -> list[Entry]:
         entries = json.loads(plain)
     except (ValueError, RecursionError):
         entries = None
-    if not isinstance(entries, list) or not all(map(_is_entry, entries)):
+    if not isinstance(entries, list) or not all(map(is_entry, entries)):
         # Without the cause: a JSON error quotes what it read.
         raise VaultError(Fault.MALFORMED, "credentials") from None
     return entries
@@ -239,150 +218,6 @@ def encrypt(entries: Sequence[Entry], key: MasterKey) -> bytes:
     nonce = secrets.token_bytes(_NONCE)
     plain = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
     return nonce + key.cipher().encrypt(nonce, plain, None)
-
-
-def contents_of(entries: Sequence[Entry]) -> Contents:
-    """What entries mean. Of two with one name, the last counts."""
-    rules = _rules(entries)
-    good: dict[str, Credential] = {}
-    broken: dict[str, str] = {}
-    for entry in entries:
-        name = entry["name"]
-        if name == RULES_ENTRY:
-            continue
-        good.pop(name, None)
-        broken.pop(name, None)
-        try:
-            good[name] = _credential(entry, rules.get(name, {}) if isinstance(rules, dict) else None)
-        except InvalidCredentialError as error:
-            broken[name] = str(error)
-    return Contents(tuple(good.values()), broken)
-
-
-def _is_entry(entry: object) -> bool:
-    return isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in _KEYS)
-
-
-def _rules(entries: Sequence[Entry]) -> dict[str, Any] | None:
-    """What the last rules entry says; None when it cannot be understood."""
-    texts = [entry["value"] for entry in entries if entry["name"] == RULES_ENTRY]
-    if not texts:
-        return {}
-    try:
-        rules = json.loads(texts[-1])
-    except (ValueError, RecursionError):
-        return None
-    return rules if isinstance(rules, dict) else None
-
-
-def _credential(entry: Entry, rule: Any) -> Credential:
-    if not isinstance(rule, dict):
-        raise InvalidCredentialError("rules", "what else is known of it cannot be understood; add it again")
-    header = HeaderAttachment(entry["header_name"], entry["header_prefix"])
-    harmless = {key: rule[key] for key in ("env", "short") if key in rule}
-    if entry["domain"]:
-        # As the Rust clawbox wrote it, or would have: whatever else was known is void.
-        try:
-            hosts = (canonical_host(entry["domain"]),)
-        except RuleError as error:
-            raise InvalidCredentialError("domain", error.problems[0][1]) from None
-        return _made(entry, hosts=hosts, attachment=header, **harmless)
-    known = {"hosts", "ports", "path_prefixes", "methods", "plain_http", "budget", "basic", "query"}
-    if not rule or not (known | harmless.keys()).issuperset(rule):
-        raise InvalidCredentialError("domain", "it has no host, or rules that this version does not know")
-    more = {key: value for key, value in rule.items() if key in known - {"basic", "query", "budget"}}
-    attachment: Attachment = header
-    if "basic" in rule:
-        attachment = BasicAttachment(rule["basic"])
-    elif "query" in rule:
-        attachment = QueryAttachment(rule["query"])
-    if "budget" in rule:
-        more["budget"] = _budget(rule["budget"])
-    return _made(entry, attachment=attachment, **more, **harmless)
-
-
-def _budget(value: Any) -> Budget:
-    try:
-        return Budget(**value)
-    except TypeError:
-        raise InvalidCredentialError("budget", "it cannot be understood") from None
-
-
-def _made(entry: Entry, **fields: Any) -> Credential:
-    try:
-        lists = {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
-        return Credential(name=entry["name"], value=Secret(entry["value"]), **(fields | lists))
-    except (TypeError, AttributeError):  # JSON of other types than ours
-        raise InvalidCredentialError("rules", "they cannot be understood; add it again") from None
-
-
-def _with(entries: Sequence[Entry], credential: Credential) -> list[Entry]:
-    """The entries with one credential in place of whatever had its name."""
-    rules = _rules(entries) or {}
-    rule = _rule_of(credential)
-    header = credential.attachment
-    entry = {
-        "name": credential.name,
-        "value": credential.value.reveal(),
-        # Empty where the Rust clawbox would send it further than it may go: no host is called so.
-        "domain": "" if "hosts" in rule else credential.hosts[0],
-        "header_name": header.name if isinstance(header, HeaderAttachment) else "",
-        "header_prefix": header.prefix if isinstance(header, HeaderAttachment) else "",
-    }
-    others = [one for one in entries if one["name"] != credential.name]
-    rules.pop(credential.name, None)
-    return _with_rules([*others, entry], rules | ({credential.name: rule} if rule else {}))
-
-
-def _without(entries: Sequence[Entry], name: str) -> list[Entry]:
-    rules = _rules(entries) or {}
-    rules.pop(name, None)
-    return _with_rules([one for one in entries if one["name"] != name], rules)
-
-
-def _with_rules(entries: Sequence[Entry], rules: dict[str, Any]) -> list[Entry]:
-    kept = [one for one in entries if one["name"] != RULES_ENTRY]
-    names = {one["name"] for one in kept}
-    value = {name: rule for name, rule in rules.items() if name in names}
-    if not value:
-        return kept
-    text = json.dumps(value, separators=(",", ":"))
-    return [
-        *kept,
-        {"name": RULES_ENTRY, "value": text, "domain": "", "header_name": "", "header_prefix": ""},
-    ]
-
-
-def _rule_of(credential: Credential) -> dict[str, Any]:
-    """What the five texts cannot say; with ``hosts`` when the Rust clawbox must not send the credential."""
-    rule: dict[str, Any] = {}
-    match credential.attachment:
-        case BasicAttachment(username):
-            rule["basic"] = username
-        case QueryAttachment(parameter):
-            rule["query"] = parameter
-    rule |= {
-        key: list(value)
-        for key, value in (("path_prefixes", credential.path_prefixes), ("methods", credential.methods))
-        if value
-    }
-    if credential.ports != (443,):
-        rule["ports"] = list(credential.ports)
-    if credential.plain_http:
-        rule["plain_http"] = True
-    if (budget := credential.budget) is not None:
-        rule["budget"] = {
-            "requests": budget.requests,
-            "bytes": budget.bytes,
-            "window_seconds": budget.window_seconds,
-        }
-    if rule or len(credential.hosts) > 1:
-        rule["hosts"] = list(credential.hosts)
-    if credential.env is not None:
-        rule["env"] = credential.env
-    if credential.short:
-        rule["short"] = True
-    return rule
 
 
 def open_private(path: Path, limit: int) -> int:

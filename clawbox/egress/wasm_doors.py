@@ -87,7 +87,8 @@ class WasmDoors:
     ) -> None:
         for shared in list(self._shared.values()):
             self._end(shared)
-        await self._tasks.__aexit__(kind, error, trace)
+        # Not told of an error of the body, which the group would put into an ExceptionGroup.
+        await self._tasks.__aexit__(None, None, None)
 
     @contextlib.asynccontextmanager
     async def call(self, owner: str, grant: ToolGrant, call: str) -> AsyncIterator[CallLease]:

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Literal
 
 from clawbox import json_text
 from clawbox.egress.hold_back import HoldBack
-from clawbox.egress.shapes import OUTPUT_PATTERNS, Kind, Match, Pattern, PatternSet
+from clawbox.egress.patterns import Kind, Match, Pattern, PatternSet
+from clawbox.egress.shapes import OUTPUT_PATTERNS
 from clawbox.wasm.escapes import unescape, unescape_quickly
 from clawbox.wasm.model import LogEntry, Outcome, OutputChunk, OutputStream, RunEvent, RunResult
 

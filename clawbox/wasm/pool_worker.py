@@ -18,7 +18,7 @@ from clawbox.wasm.model import Outcome, RunResult
 if TYPE_CHECKING:
     import socket
 
-    from clawbox.children.launcher import Child
+    from clawbox.children.child import Child
     from clawbox.wasm.call import Call
 
 _log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from clawbox.egress.credentials import Credential, SandboxSecrets
-from clawbox.egress.messages import Grant, Limits, Row
+from clawbox.egress.messages import Grant, Limits, Row, Spent
 from clawbox.egress.proxy import Dialed, Proxy
 from clawbox.egress.refusal import Denial, RefusedError
 from clawbox.egress.tls.authority import derive_authority
@@ -38,7 +38,8 @@ class Notebook:
     rows: list[Row] = field(default_factory=list)
     available: bool = True
     open_tunnels: int = 0
-    suspensions: list[int] = field(default_factory=list)
+    suspensions: int = 0
+    spendings: list[Spent] = field(default_factory=list)
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     def write(self, row: Row) -> None:
@@ -48,8 +49,11 @@ class Notebook:
     def tunnels(self, count: int) -> None:
         self.open_tunnels = count
 
-    def suspended(self, found: int) -> None:
-        self.suspensions.append(found)
+    def suspended(self) -> None:
+        self.suspensions += 1
+
+    def spent(self, spent: Spent) -> None:
+        self.spendings.append(spent)
 
     async def written(self, count: int = 1) -> Row:
         """Until that many rows are written in all; gives the last of them."""

@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ import pytest
 from clawbox.audit import AuditLog
 from clawbox.children.enforcement import can_have_own_uids
 from clawbox.children.uids import UidRange
-from clawbox.egress.credentials import Credential, Secret
+from clawbox.egress.credentials import Budget, Credential, Secret
 from clawbox.egress.dialer.messages import AddressPolicySpec
 from clawbox.egress.keeper.bootstrap import open_keys
 from clawbox.egress.messages import Grant, Limits
@@ -55,8 +55,8 @@ class World:
     upstream: Upstream
     vault: Vault
     uids: UidRange | None
-    ca: TestCa
-    _numbers: list[int] = field(default_factory=list)
+    secure: Upstream
+    """The same with TLS, and a certificate that sidecars trust."""
 
     @property
     def url(self) -> str:
@@ -64,14 +64,22 @@ class World:
         return f"http://127.0.0.1:{self.upstream.port}"
 
     def grant(self, sandbox: str = "sandbox-1", *, limits: Limits | None = None, **fields: Any) -> Grant:
-        """One that allows the upstream."""
-        rule = NetworkRule.parse({"host": "127.0.0.1", "ports": [self.upstream.port]})
+        """One that allows both upstreams."""
+        ports = [self.upstream.port, self.secure.port]
+        rule = NetworkRule.parse({"host": "127.0.0.1", "ports": ports})
         return Grant(sandbox, "ann", (rule,), limits=limits or Limits(), **fields)
 
-    def keep(self, name: str, value: str = SECRET) -> None:
+    def keep(self, name: str, value: str = SECRET, budget: Budget | None = None) -> None:
         """Put a credential for the upstream into the file."""
         self.vault.put(
-            Credential(name, Secret(value), ("127.0.0.1",), ports=(self.upstream.port,), plain_http=True)
+            Credential(
+                name,
+                Secret(value),
+                ("127.0.0.1",),
+                ports=(self.upstream.port, self.secure.port),
+                plain_http=True,
+                budget=budget,
+            )
         )
 
     def rows(self, kind: str = "egress") -> list[dict[str, Any]]:
@@ -97,12 +105,13 @@ async def running(home: Path, *, on_error: str = "refuse") -> AsyncIterator[Worl
     async with (
         AuditLog(home / "audit", on_error=on_error) as audit,  # type: ignore[arg-type]
         Upstream(default=answers.body(b"hello")) as upstream,
+        Upstream(default=answers.body(b"hello"), tls=ca.server_context("127.0.0.1")) as secure,
     ):
         with open_keys(home, None, {"CLAWBOX_MASTER_KEY": KEY}) as keys:
             setup = EgressSetup(store, AddressPolicySpec(trusted=("127.0.0.0/8",)), (ca.pem,))
             async with EgressSupervisor(setup, keys, audit=audit, metrics=metrics, uids=uids) as supervisor:
                 vault = Vault(store, MasterKey(KEY))
-                yield World(home, audit, metrics, supervisor, upstream, vault, uids, ca)
+                yield World(home, audit, metrics, supervisor, upstream, vault, uids, secure)
 
 
 @pytest.fixture

@@ -12,7 +12,9 @@ import signal
 import pytest
 from prometheus_client import generate_latest
 
-from clawbox.egress import sandbox_door
+from clawbox.egress import crashes
+from clawbox.egress.crashes import Crashes
+from clawbox.egress.credentials import Budget
 from clawbox.errors import ClawboxError, Reason
 from tests.egress_world import answers
 from tests.egress_world.supervised import (
@@ -159,13 +161,14 @@ async def test_rule_58_with_the_forkserver_everything_dies_and_comes_back(world,
                         break
         assert world.upstream.seen[-1].header("Authorization") == f"Bearer {SECRET}"
         assert door.ca_pem == ca_pem
+        await world.until(lambda: world.supervisor.status().keeper)
         status = world.supervisor.status()
         assert (status.keeper, status.dialer, status.sidecars, status.down) == (True, True, 1, 0)
 
 
 @pytest.mark.parametrize("name", ["clawbox-egress", "clawbox-dialer", "clawbox-keeper"])
 async def test_rule_58_a_death_at_any_moment_of_a_start_costs_time_alone(world, monkeypatch, name):
-    monkeypatch.setattr(sandbox_door, "CRASHES_TOLERATED", 1000)
+    monkeypatch.setattr(Crashes, "hopeless", lambda *_: False)
     chance = random.Random(58)
 
     async def killer():
@@ -208,7 +211,7 @@ async def test_rule_64_a_sandbox_whose_sidecar_crashes_again_and_again_is_given_
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             await asyncio.sleep(0)
-        assert len(world.rows("egress_gap")) == sandbox_door.CRASHES_TOLERATED + 1
+        assert len(world.rows("egress_gap")) == crashes.TOLERATED + 1
         assert len(world.rows("egress_failed")) == 1
         assert not path.exists()
         with pytest.raises(ClawboxError) as refused:
@@ -234,6 +237,23 @@ async def test_rule_68_leaks_are_counted_over_all_lives_of_a_sidecar(world):
         assert (await get(door, world.url)).reason == "credentials_suspended"
     assert len(world.rows("egress_suspended")) == 1
     assert world.upstream.seen == []
+
+
+async def test_rule_56_a_budget_is_spent_over_all_lives_of_a_sidecar(world):
+    """Else who can crash a sidecar, or wait until it ended idle, has a new one each time."""
+    world.keep("api", budget=Budget(requests=3))
+    grant = world.grant(credentials=("api",))
+    async with world.supervisor.sandbox(grant) as door:
+        assert (await get(door, world.url)).status == 200
+        kill("clawbox-egress")
+        await _restarted(world, door)
+        assert (await get(door, world.url)).status == 200
+    async with world.supervisor.sandbox(grant) as door:
+        assert (await get(door, world.url)).status == 200
+        assert (await get(door, world.url)).reason == "budget_spent"
+    async with world.supervisor.sandbox(world.grant("sandbox-2", credentials=("api",))) as other:
+        assert (await get(other, world.url)).status == 200
+    assert len(world.upstream.seen) == 4
 
 
 async def test_nothing_is_left_of_processes_that_were_killed(tmp_path):

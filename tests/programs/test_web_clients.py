@@ -27,17 +27,25 @@ COMMANDS: dict[str, Callable[[], Command]] = {
 }
 
 
-def fetch(world: World, name: str, command: Command) -> None:
+SOCKET_COMMANDS: dict[str, Callable[[World], Command]] = {
+    "curl": lambda world: [need("curl"), "--silent", "--show-error", "--fail", *world.curl_at_socket],
+    "httpx": lambda _: [sys.executable, CLIENTS / "socket_httpx.py"],
+    "node": lambda _: [node()[0], CLIENTS / "socket_node.mjs"],
+    "call": lambda _: [sys.executable, CLIENTS / "socket_call.py"],
+}
+
+
+def fetch(world: World, name: str, command: Command, prefix: str = "") -> None:
     path, mark = f"/fetch/{name}", world.mark()
     world.route(path, answers.echo)
 
-    done = world.run(*command, world.url(path))
+    done = world.run(*command, prefix + world.url(path))
 
     assert '"method": "GET"' in done.out
     (seen,) = world.seen(path)
     assert seen.header("authorization") == f"Bearer {SECRET}"
     assert seen.header("proxy-authorization") is None
-    refused = world.run(*command, world.url(path, REFUSED), fails=True)
+    refused = world.run(*command, prefix + world.url(path, REFUSED), fails=True)
     assert "GET" not in refused.out
     assert len(world.seen(path)) == 1
     first, *others = world.rows(mark)
@@ -51,6 +59,12 @@ def fetch(world: World, name: str, command: Command) -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_program_gets_its_answer_and_no_other_host(world, name):
     fetch(world, name, COMMANDS[name]())
+
+
+@pytest.mark.parametrize("name", SOCKET_COMMANDS)
+def test_a_program_at_the_unix_socket_gets_its_answer_and_no_other_host(world, name):
+    prefix = "http://localhost/" if name == "curl" else ""
+    fetch(world, f"socket/{name}", SOCKET_COMMANDS[name](world), prefix)
 
 
 def test_a_go_program_gets_its_answer_and_no_other_host(world, go_program):

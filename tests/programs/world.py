@@ -25,7 +25,7 @@ from clawbox.egress.vault import MasterKey, Vault
 from tests.egress_world import Handler, Seen, TestCa, Upstream
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator, Mapping
+    from collections.abc import Callable, Coroutine, Iterator, Mapping
 
 KEY = "ef" * 32
 SECRET = "sk-live-4f8a1c0e7d3b5296"
@@ -83,6 +83,10 @@ class Loop:
         """What comes of it, there."""
         return asyncio.run_coroutine_threadsafe(what, self._loop).result(SECONDS)
 
+    def call(self, function: Callable[..., object], *args: object) -> None:
+        """Have it called there, soon."""
+        self._loop.call_soon_threadsafe(function, *args)
+
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -124,8 +128,9 @@ class World:
         return f"https://{host}:{self.upstream.port}{path}"
 
     @property
-    def bundle(self) -> Path:
-        return self.home / "env/bundle.pem"
+    def curl_at_socket(self) -> list[str]:
+        """What curl needs to use the Unix socket; the URL is then ``http://localhost/https://…``."""
+        return ["--unix-socket", str(self.socket), "--header", f"Proxy-Authorization: Bearer {TOKEN}"]
 
     def route(self, path: str, handler: Handler) -> None:
         """From now on requests for ``path`` are answered so, at every host."""

@@ -59,7 +59,7 @@ class Connector:
         answers = await resolver.resolve(host, deadline)
         refusal = check_answers(answers, port, rule, self._policy_for(answers))
         if refusal is not None:
-            raise RefusedError(refusal.denial, refusal.detail)
+            raise RefusedError.of(refusal)
         sock = await _connect_to_one(interleaved(answers), port, deadline)
         try:
             return sock, self._checked_peer(sock, port, answers, rule)
@@ -80,7 +80,7 @@ class Connector:
             raise RefusedError(Denial.ADDRESS_REFUSED, f"{peer}: not the port that was asked for")
         refusal = check_peer(peer, port, answers, rule, self._policy_for([peer]))
         if refusal is not None:
-            raise RefusedError(refusal.denial, refusal.detail)
+            raise RefusedError.of(refusal)
         return peer
 
     def _policy_for(self, addresses: Sequence[Address]) -> AddressPolicy:
@@ -107,7 +107,7 @@ def permitted(grant: Grant, host: str, port: int) -> NetworkRule:
         NetworkGrant(grant.rules), Target("https", host, port, "", None, Form.CONNECT), "CONNECT"
     )
     if decision.refusal is not None:
-        raise RefusedError(decision.refusal.denial, decision.refusal.detail)
+        raise RefusedError.of(decision.refusal)
     assert decision.rule is not None
     naming = (
         rule

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
@@ -16,7 +15,6 @@ from typing import TYPE_CHECKING, Final, Self
 import msgspec
 
 from clawbox.children.channel import ChannelClosedError, FrameError
-from clawbox.children.launcher import ChildrenUnavailableError
 from clawbox.egress.dialer.messages import (
     MAX_FRAME_BYTES,
     AddressPolicySpec,
@@ -27,6 +25,7 @@ from clawbox.egress.dialer.messages import (
     Ready,
     Why,
 )
+from clawbox.egress.keep_running import keep_running
 from clawbox.egress.process import ChildProcess, Forker
 
 if TYPE_CHECKING:
@@ -35,14 +34,8 @@ if TYPE_CHECKING:
 
     from clawbox.egress.messages import Grant
 
-_log = logging.getLogger(__name__)
-
 KIND: Final = "dialer"
 START_SECONDS: Final = 30.0
-FIRST_PAUSE_SECONDS: Final = 0.1
-LONGEST_PAUSE_SECONDS: Final = 10.0
-SETTLED_SECONDS: Final = 5.0
-"""A dialer that lived this long did not fail at its start, and is replaced without a pause."""
 
 _DECODER: Final = msgspec.msgpack.Decoder[FromDialer](FromDialer)
 
@@ -76,7 +69,9 @@ class DialerControl:
         """Whether there is a dialer that said that it is ready."""
 
     async def __aenter__(self) -> Self:
-        self._supervisor = asyncio.create_task(self._supervise(), name="dialer")
+        self._supervisor = asyncio.create_task(
+            keep_running(KIND, self._serve, self._restarted), name="dialer"
+        )
         return self
 
     async def __aexit__(
@@ -86,10 +81,17 @@ class DialerControl:
         self._supervisor.cancel()
         await asyncio.wait([self._supervisor])
 
-    def use_addresses(self, addresses: AddressPolicySpec) -> None:
-        """Refuse and trust these from now on."""
-        self._addresses = addresses
-        self._send(addresses)
+    def refuse_listener(self, place: tuple[str, int]) -> None:
+        """Have nothing connect to this address and port from now on: this program listens there (15)."""
+        self._use_listeners((*self._addresses.listeners, place))
+
+    def forget_listener(self, place: tuple[str, int]) -> None:
+        """This program listens there no more."""
+        self._use_listeners(tuple(one for one in self._addresses.listeners if one != place))
+
+    def _use_listeners(self, listeners: tuple[tuple[str, int], ...]) -> None:
+        self._addresses = msgspec.structs.replace(self._addresses, listeners=tuple(dict.fromkeys(listeners)))
+        self._send(self._addresses)
 
     def enrol(
         self, grant: Grant, deliver: Callable[[socket.socket], None], closed: Callable[[str], None]
@@ -114,25 +116,6 @@ class DialerControl:
             self._send(Dismiss(enrolment.number))
 
     # Its life
-
-    async def _supervise(self) -> None:
-        loop = asyncio.get_running_loop()
-        failures = 0
-        while True:
-            began = loop.time()
-            try:
-                await self._serve()
-            except ChildrenUnavailableError as error:
-                _log.error("no dialer can be started: %s", error)
-                await asyncio.sleep(error.retry_after)
-                continue
-            except (OSError, ChannelClosedError, TimeoutError) as error:
-                _log.error("the dialer did not start: %s", str(error) or type(error).__name__)
-            failures = 0 if loop.time() - began >= SETTLED_SECONDS else failures + 1
-            _log.error("the dialer ended; starting another")
-            self._restarted()
-            if failures > 1:
-                await asyncio.sleep(min(FIRST_PAUSE_SECONDS * 2 ** (failures - 2), LONGEST_PAUSE_SECONDS))
 
     async def _serve(self) -> None:
         """Start one dialer and stay until it is gone."""

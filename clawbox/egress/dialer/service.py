@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 import msgspec
 
+from clawbox.children.channel import UNDECODABLE
 from clawbox.egress import messages
 from clawbox.egress.addresses import AddressPolicy
 from clawbox.egress.dialer.connector import Connector
@@ -172,7 +173,7 @@ class _Peer:
     def _received(self, packet: bytes, _: int | None) -> None:
         try:
             message = _decoder.decode(packet)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except UNDECODABLE:
             raise PacketError from None
         number = message.id
         match message:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import enum
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from clawbox.egress.refusal import Denial, RefusedError
 
@@ -30,8 +31,7 @@ class BodyKind(enum.Enum):
     """It ends with the connection: responses alone."""
 
 
-@dataclass(frozen=True, slots=True)
-class Framing:
+class Framing(msgspec.Struct, frozen=True):
     """How a body's end is known, and its bytes where they are stated."""
 
     kind: BodyKind

@@ -11,6 +11,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
+import msgspec
+
 from clawbox.egress.http.headers import Headers
 from clawbox.egress.refusal import Denial, RefusedError
 
@@ -48,8 +50,7 @@ class HeadLimits:
     """Header lines."""
 
 
-@dataclass(frozen=True, slots=True)
-class RequestHead:
+class RequestHead(msgspec.Struct, frozen=True):
     """A request's start line and headers, syntactically good; nothing is decided."""
 
     method: str
@@ -75,8 +76,7 @@ class RequestHead:
         return self.headers.tokens(b"upgrade")
 
 
-@dataclass(frozen=True, slots=True)
-class ResponseHead:
+class ResponseHead(msgspec.Struct, frozen=True):
     """A response's status line and headers, syntactically good."""
 
     status: int

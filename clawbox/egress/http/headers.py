@@ -116,7 +116,7 @@ class Headers:
         if connection:
             names = names.union(map(canonical_name, connection))
         mine = self._names
-        if any(b"_" in name for name in mine):
+        if b"_" in b"".join(mine):
             mine = [name.replace(b"_", b"-") for name in mine]
         return [
             item

@@ -7,8 +7,10 @@ most one head, one unfinished line and what follows a message in the same read a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, TypeAlias
+
+import msgspec
 
 from clawbox.egress.http.body import BodyReader, body_reader
 from clawbox.egress.http.framing import NO_BODY, BodyKind, Framing, request_framing, response_framing
@@ -29,14 +31,11 @@ if TYPE_CHECKING:
 
 MAX_INTERIM: Final = 16
 """1xx responses to one request."""
-
-
 MAX_SURPLUS: Final = 512 << 10
 """Bytes of next requests that are kept while one is answered: two of the largest reads."""
 
 
-@dataclass(frozen=True, slots=True)
-class End:
+class End(msgspec.Struct, frozen=True):
     """A message is complete."""
 
     trailers: Headers

@@ -39,24 +39,16 @@ def request_fields(head: RequestHead) -> list[Field]:
     return head.headers.without(NEVER_SENT)
 
 
-def write_request(
-    method: str,
-    target: Target,
-    fields: Iterable[Field],
-    framing: Framing,
-    *,
-    keep_alive: bool = True,
-) -> bytes:
+def write_request(method: str, target: Target, fields: Iterable[Field], framing: Framing) -> bytes:
     """A request's head: Host and framing from what was decided (property 27), then ``fields``."""
-    lines = [
-        f"{method} {target.request_target} HTTP/1.1".encode("ascii"),
-        b"Host: " + target.authority.encode("ascii"),
-        *map(_LINE, fields),
-        *_framing_line(framing),
-    ]
-    if not keep_alive:
-        lines.append(b"Connection: close")
-    return _head(lines)
+    return _head(
+        [
+            f"{method} {target.request_target} HTTP/1.1".encode("ascii"),
+            b"Host: " + target.authority.encode("ascii"),
+            *map(_LINE, fields),
+            *_framing_line(framing),
+        ]
+    )
 
 
 def response_fields(head: ResponseHead) -> list[Field]:
@@ -64,13 +56,13 @@ def response_fields(head: ResponseHead) -> list[Field]:
     return head.headers.without(NEVER_RETURNED)
 
 
-def returned_framing(received: Framing, client_version: int, *, rewritten: bool) -> Framing:
-    """How the body goes to a client of that minor version; ``rewritten``: its length may change on the way.
+def returned_framing(received: Framing, client_version: int) -> Framing:
+    """How the body goes to a client of that minor version.
 
     A body that ends with the upstream's connection becomes chunked, so that the client can tell its end from
     a break (property 53). HTTP/1.0 has no chunks; there the connection must be reset on a break.
     """
-    if received.kind is BodyKind.NONE or (received.kind is BodyKind.LENGTH and not rewritten):
+    if received.kind in (BodyKind.NONE, BodyKind.LENGTH):
         return received
     return CHUNKED if client_version == 1 else UNTIL_CLOSE
 

@@ -18,10 +18,11 @@ import msgspec
 
 from clawbox.audit.heads import SignerGoneError
 from clawbox.children.channel import ChannelClosedError, FrameError
-from clawbox.children.launcher import ChildrenUnavailableError
+from clawbox.egress.keep_running import keep_running
 from clawbox.egress.keeper.files import follow_store, read_store
 from clawbox.egress.keeper.holdings import NOT_READ
 from clawbox.egress.keeper.messages import (
+    GONE,
     MAX_REPLY_BYTES,
     Begin,
     Begun,
@@ -53,10 +54,6 @@ HAND_OUTS_AT_ONCE: Final = 32
 """How many may be under way: more descriptors would not fit into the keeper's socket."""
 START_SECONDS: Final = 30.0
 """How long a keeper may take to say that it has its keys."""
-FIRST_PAUSE_SECONDS: Final = 0.1
-LONGEST_PAUSE_SECONDS: Final = 10.0
-SETTLED_SECONDS: Final = 5.0
-"""A keeper that lived this long did not fail at its start, and is replaced without a pause."""
 
 
 class KeeperUnavailableError(Exception):
@@ -123,7 +120,7 @@ class Keeper:
     async def __aenter__(self) -> Self:
         self._store = await asyncio.to_thread(read_store, self._path)
         self._tasks = (
-            asyncio.create_task(self._supervise(), name="keeper"),
+            asyncio.create_task(keep_running(KIND, self._serve, self._restarted), name="keeper"),
             asyncio.create_task(self._follow(), name="credential file"),
         )
         return self
@@ -217,25 +214,6 @@ class Keeper:
                 if store != self._store:
                     await self.store(store)
 
-    async def _supervise(self) -> None:
-        loop = asyncio.get_running_loop()
-        failures = 0
-        while True:
-            began = loop.time()
-            try:
-                await self._serve()
-            except ChildrenUnavailableError as error:
-                _log.error("no keeper can be started: %s", error)
-                await asyncio.sleep(error.retry_after)
-                continue
-            except (OSError, ChannelClosedError, TimeoutError) as error:
-                _log.error("the keeper did not start: %s", str(error) or type(error).__name__)
-            failures = 0 if loop.time() - began >= SETTLED_SECONDS else failures + 1
-            _log.error("the keeper ended; starting another")
-            self._restarted()
-            if failures > 1:
-                await asyncio.sleep(min(FIRST_PAUSE_SECONDS * 2 ** (failures - 2), LONGEST_PAUSE_SECONDS))
-
     async def _serve(self) -> None:
         """Start one keeper and stay until it is gone."""
         self._starts += 1
@@ -264,7 +242,8 @@ class Keeper:
     def _start_serving(self, begun: Begun) -> None:
         self.public_key = begun.public_key
         if begun.fault:
-            _log.warning("credentials cannot be used: %s", begun.fault)
+            # Where there is a file that it would be for, Stored says so, too.
+            _log.info("there are no credentials: %s", begun.fault)
         self._running = True
         self._storing = 0
         self._send_store()
@@ -308,7 +287,7 @@ class Keeper:
             try:
                 recipient.deliver(theirs)
             except ChannelClosedError:
-                self._give_up(recipient, "it is gone")
+                self._give_up(recipient, GONE)
                 return
             self._recipients[number] = recipient
             self._unanswered.add(number)
@@ -338,7 +317,8 @@ class Keeper:
                 self._handed_out(message)
             case Closed(number, why):
                 if (recipient := self._recipients.pop(number, None)) is not None:
-                    _log.warning("the sidecar of %s gets no secrets any more: %s", recipient.sandbox, why)
+                    if why != GONE:
+                        _log.warning("the sidecar of %s gets no secrets any more: %s", recipient.sandbox, why)
                     self._give_up(recipient, why)
                     self._answered(number)
             case SignedHead(signature=signature):

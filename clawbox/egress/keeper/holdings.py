@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from clawbox.egress.credential_entries import Contents, contents_of
 from clawbox.egress.keeper.messages import HandedOut, HandOut, Store, Stored
 from clawbox.egress.keeper.secrets import Secrets
-from clawbox.egress.vault import Contents, MasterKey, VaultError, contents_of, decrypt
+from clawbox.egress.vault import MasterKey, VaultError, decrypt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

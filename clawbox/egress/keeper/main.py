@@ -21,6 +21,7 @@ from clawbox.children.kind import Profile
 from clawbox.egress.keeper.holdings import Holdings
 from clawbox.egress.keeper.identity import IDENTITY_BYTES, Identity
 from clawbox.egress.keeper.messages import (
+    GONE,
     MAX_STORE_BYTES,
     Begin,
     Begun,
@@ -265,7 +266,7 @@ class Keeper:
             try:
                 outbox.put(secrets, self._clock())
             except PeerGoneError:
-                self._close(report.number, "it is gone")
+                self._close(report.number, GONE)
                 continue
             self._reply(report)
             self._watch(outbox)
@@ -275,13 +276,13 @@ class Keeper:
         if number is None:
             return  # dismissed in this same turn
         if events & (select.EPOLLHUP | select.EPOLLERR):
-            self._close(number, "it is gone")
+            self._close(number, GONE)
             return
         outbox = self._outboxes[number]
         try:
             outbox.flush(self._clock())
         except PeerGoneError:
-            self._close(number, "it is gone")
+            self._close(number, GONE)
         else:
             self._watch(outbox)
 

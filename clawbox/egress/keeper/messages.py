@@ -107,6 +107,10 @@ class HandedOut(msgspec.Struct, frozen=True, tag="handed_out"):
     """Those of its grant that it has not, and why."""
 
 
+GONE: Final = "it is gone"
+"""The reason of one that ended, as they all do."""
+
+
 class Closed(msgspec.Struct, frozen=True, tag="closed"):
     """A sidecar gets nothing any more, although nobody dismissed it."""
 

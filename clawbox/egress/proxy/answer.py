@@ -96,12 +96,12 @@ class Answer:
         if all_here:
             # So that the head can say what is true of a body in which something was replaced.
             body = b"".join([piece for piece in events if isinstance(piece, bytes)])
-            self._whole = self._scanner.feed(body) + self._scanner.finish()
+            self._whole = self._scanner.whole(body)
             if self._found:
                 fields = without(fields, OF_THE_BYTES)
             if received.kind is BodyKind.LENGTH:
                 received = Framing(BodyKind.LENGTH, len(self._whole))
-        framing = returned_framing(received, self._request.head.version, rewritten=False)
+        framing = returned_framing(received, self._request.head.version)
         self._sink.head(head, fields, framing, None)
 
     def _data(self, payload: bytes) -> None:

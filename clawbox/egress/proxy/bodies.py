@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from clawbox.egress.http.framing import Framing
     from clawbox.egress.http.headers import Headers
     from clawbox.egress.leaks import LeakDetector
+    from clawbox.egress.scanner import StreamScanner
     from clawbox.network_rules import ShapeAction
 
 Field = tuple[bytes, bytes]
@@ -37,6 +38,9 @@ class Scanner(Protocol):
     def finish(self) -> bytes:
         """What was held back."""
 
+    def whole(self, data: bytes) -> bytes:
+        """The same for a body that is all here: in place of the other two."""
+
 
 class Unread:
     """For what is not looked into: everything goes on."""
@@ -48,6 +52,10 @@ class Unread:
     def finish(self) -> bytes:
         """Nothing was held back."""
         return b""
+
+    def whole(self, data: bytes) -> bytes:
+        """All of it."""
+        return data
 
 
 def request_scanner(
@@ -64,7 +72,7 @@ def request_scanner(
         codings = ()
     if codings:
         inner = detector.outbound_body(on_shape, encoded=True)
-        return EncodedScanner(codings, inner), inner.found
+        return EncodedScanner(codings, inner, _outer(detector, inner)), inner.found
     scanner = detector.outbound_body(on_shape, keep_length=keep_length)
     return scanner, scanner.found
 
@@ -82,9 +90,18 @@ def response_scanner(
         return Unread(), None
     if codings:
         inner = detector.inbound_body(text=text, encoded=True)
-        return EncodedScanner(codings, inner), inner.found
+        # Such an answer comes from a host that was asked for none; others' events are not held back for it.
+        outer = _outer(detector, inner) if credentialed else None
+        return EncodedScanner(codings, inner, outer), inner.found
     scanner = detector.inbound_body(text=text, keep_length=keep_length)
     return scanner, scanner.found
+
+
+def _outer(detector: LeakDetector, inner: StreamScanner) -> StreamScanner:
+    """For known secrets in what no decoder shows."""
+    outer = detector.inbound_body(text=False, encoded=True)
+    outer.found = inner.found
+    return outer
 
 
 def without(fields: Sequence[Field], names: frozenset[bytes]) -> list[Field]:

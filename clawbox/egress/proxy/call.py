@@ -16,7 +16,7 @@ import msgspec
 from clawbox.egress.call_errors import call_error_body, call_error_status
 from clawbox.egress.call_messages import MAX_REQUEST_BYTES, BinaryReply, joined
 from clawbox.egress.http.framing import NO_BODY, BodyKind, Framing
-from clawbox.egress.http.head import RequestHead, ResponseHead
+from clawbox.egress.http.head import HeadLimits, RequestHead, ResponseHead
 from clawbox.egress.http.headers import EMPTY, Headers
 from clawbox.egress.http.reader import End
 from clawbox.egress.proxy.exchange import exchange, terms_of
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from clawbox.egress.proxy.wire import Wire
 
 CALL_PATH: Final = "/proxy"
+_HEAD: Final = HeadLimits()
+"""Of the headers in it, as of any other request's."""
 _NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,256}")
 _VALUE: Final = re.compile(r"[\t -~\x80-\U0010ffff]*")
 _METHOD: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,32}")
@@ -45,7 +47,10 @@ class Call(msgspec.Struct, frozen=True):
 
     url: str
     method: str
-    headers: dict[str, str] | Annotated[list[tuple[str, str]], msgspec.Meta(max_length=128)] = {}
+    headers: (
+        Annotated[dict[str, str], msgspec.Meta(max_length=_HEAD.fields)]
+        | Annotated[list[tuple[str, str]], msgspec.Meta(max_length=_HEAD.fields)]
+    ) = {}
     body: str | None = None
     body_base64: bytes | None = None
     binary: bool = False
@@ -118,6 +123,8 @@ def _request(call: Call, identity: Identity) -> tuple[Request, bytes]:
         for name, value in pairs
         if _NAME.fullmatch(name) and _VALUE.fullmatch(value)
     )
+    if sum(len(name) + len(value) for name, value in headers) > _HEAD.bytes:
+        raise RefusedError(Denial.HEAD_TOO_LARGE, f"more than {_HEAD.bytes} bytes")
     body = call.body_base64
     if body is None and call.body is not None:
         body = call.body.encode("utf-8", "surrogatepass")
@@ -133,6 +140,10 @@ class _Bytes:
 
     def __init__(self, data: bytes) -> None:
         self._data = data
+
+    def whole(self) -> bytes:
+        """All of it."""
+        return self._data
 
     async def piece(self) -> bytes | End:
         """All of it, then its end."""

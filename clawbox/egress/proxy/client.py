@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
+
+from msgspec import structs
 
 from clawbox.egress.call_errors import call_error_body, call_error_status
 from clawbox.egress.http.framing import BodyKind
@@ -132,8 +133,7 @@ class Client:
         inner: Tunnel | None = None
         with contextlib.ExitStack() as held:
             try:
-                self._state.count_request()
-                target = self._admitted(head, tunnel, record)
+                target = self._admitted(head, tunnel, record, is_call=is_call)
                 if isinstance(target, LocalTarget):
                     await self._call(stream, head, record, sink, is_call=is_call)
                 elif target.form is Form.CONNECT:
@@ -165,19 +165,28 @@ class Client:
             await self._wire.linger()
         return False
 
-    def _admitted(self, head: RequestHead, tunnel: Tunnel | None, record: Record) -> Target | LocalTarget:
+    def _admitted(
+        self, head: RequestHead, tunnel: Tunnel | None, record: Record, *, is_call: bool
+    ) -> Target | LocalTarget:
         """Where a request goes, once it is known whose it is: without a token nobody learns anything."""
         if tunnel is not None:
             self.identity = tunnel.identity
+            self._state.count_request()
             record.call, record.target = tunnel.identity.call, tunnel.target
             target: Target | LocalTarget = parse_tunnel_target(head.target, tunnel.target, tunnel.scheme)
         else:
-            # Until it is parsed it may be one to the sidecar itself, whose token may come in Authorization.
-            to_sidecar = head.target.startswith(("/", "http://localhost/", "http://127.0.0.1/"))
+            # Until it is parsed it may be one to the sidecar itself, whose token may come in Authorization;
+            # where no token is asked for, only that of POST /proxy is the sidecar's and not the host's.
+            for_sidecar = is_call or (
+                self._token_required
+                and head.target.startswith(("/", "http://localhost/", "http://127.0.0.1/"))
+            )
             self.identity = identify(
-                head.headers, self._state, required=self._token_required, to_sidecar=to_sidecar
+                head.headers, self._state, required=self._token_required, for_sidecar=for_sidecar
             )
             record.call = self.identity.call
+            # Not before: whoever has no token, and reaches the listener, could else use the rate up.
+            self._state.count_request()
             target = parse_request_target(head.method, head.target)
         if isinstance(target, Target):
             record.target = target
@@ -193,7 +202,7 @@ class Client:
     ) -> None:
         """A request to somewhere else."""
         if self.identity.in_authorization:
-            head = replace(head, headers=Headers(head.headers.without(_AUTHORIZATION)))
+            head = structs.replace(head, headers=Headers(head.headers.without(_AUTHORIZATION)))
         with self._state.requests.hold(Denial.TOO_MANY_REQUESTS):
             request = Request(
                 head.method, target, head, stream.framing, self.identity.token, self.identity.call

@@ -24,9 +24,10 @@ from clawbox.egress.refusal import Denial, Refusal, RefusedError, Side
 from clawbox.egress.rules import decide
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Iterable
 
-    from clawbox.egress.proxy.bodies import Field
+    from clawbox.egress.proxy.bodies import Field, Scanner
     from clawbox.egress.proxy.record import Record
     from clawbox.egress.proxy.state import SandboxState
     from clawbox.egress.proxy.streams import Request, Sink, Source
@@ -52,13 +53,18 @@ def terms_of(request: Request, state: SandboxState, record: Record) -> Terms:
         raise RefusedError(Denial.AUDIT_UNAVAILABLE)
     fields = request_fields(request.head)
     credential = state.credential_for(target, request.method)
+    # Also beside a credential's paths, methods and ports: there a session that was begun with it would serve,
+    # or an account of somebody else's.
+    guarding = state.credentials_of(target.host)
+    for one in guarding:
+        stripped = strip_client_auth(one, target, fields)
+        target, fields = stripped.target, list(stripped.headers)
+        record.removed += stripped.removed
     if credential is not None:
-        stripped = strip_client_auth(credential, target, fields)
-        target, record.removed = stripped.target, stripped.removed
-        fields = [*without(stripped.headers, NOT_WITH_CREDENTIALS), IDENTITY]
+        fields = [*without(fields, NOT_WITH_CREDENTIALS), IDENTITY]
     headers = search(record.asked(target), fields, state, record, decision.on_shape)
     if credential is None:
-        return Terms(state, record, Attached(target, headers), None, decision.on_shape)
+        return Terms(state, record, Attached(target, headers), None, decision.on_shape, guarding)
     wait = state.budgets.admit(credential, state.clock())
     if wait is not None:
         raise RefusedError(Denial.BUDGET_SPENT, f"{credential.name}, for {wait:.0f} s more")
@@ -67,7 +73,8 @@ def terms_of(request: Request, state: SandboxState, record: Record) -> Terms:
     except NotAttachableError as error:
         raise RefusedError(Denial.CREDENTIAL_UNAVAILABLE, credential.name) from error
     record.credential = credential.name
-    return Terms(state, record, outgoing, credential, decision.on_shape)
+    state.tell_spent(credential.name)
+    return Terms(state, record, outgoing, credential, decision.on_shape, guarding)
 
 
 def search(
@@ -90,6 +97,7 @@ async def exchange(request: Request, terms: Terms, source: Source, sink: Sink, c
 
     ``client`` is the connection on which bytes count as life, too.
     """
+    _search_ahead(source.whole(), request, terms)
     target, upstreams = terms.outgoing.target, terms.state.upstreams
     key = Key(request.token, target.scheme, target.host, target.port, terms.record.credential)
     kept = upstreams.take(key)
@@ -102,6 +110,31 @@ async def exchange(request: Request, terms: Terms, source: Source, sink: Sink, c
             return
     opened = await upstreams.open(key)
     await _Passage(opened, request, terms, source, sink).run(client)
+
+
+def _search_ahead(body: bytes, request: Request, terms: Terms) -> None:
+    """Search a body that is all here before anybody hears of the request. Raises RefusedError."""
+    if not body:
+        return
+    scanner, found = _body_scanner(request, terms)
+    try:
+        scanner.feed(body)
+        scanner.finish()
+    except LeakError as error:
+        terms.record.note(found or error.findings, sent=True)
+        raise RefusedError(Denial.LEAK, str(error)) from None
+    except CodingError as error:
+        raise RefusedError(Denial.UNREADABLE_CODING, str(error)) from None
+
+
+def _body_scanner(request: Request, terms: Terms) -> tuple[Scanner, Counter[Finding] | None]:
+    return request_scanner(
+        terms.state.detector,
+        request.head.headers,
+        request.framing,
+        terms.on_shape,
+        credentialed=terms.credential is not None,
+    )
 
 
 class _Passage:
@@ -161,13 +194,7 @@ class _Passage:
         terms, wire = self._terms, self._connection.wire
         scanner = found = None
         try:
-            scanner, found = request_scanner(
-                terms.state.detector,
-                self._request.head.headers,
-                self._request.framing,
-                terms.on_shape,
-                credentialed=terms.credential is not None,
-            )
+            scanner, found = _body_scanner(self._request, terms)
             writer = BodyWriter(self._request.framing)
             while not isinstance(piece := await self._source.piece(), End):
                 terms.count_up(len(piece))
@@ -195,9 +222,9 @@ class _Passage:
         if not len(trailers):
             return trailers
         terms = self._terms
-        if terms.credential is not None:
+        for one in terms.guarding:
             # Some servers read trailers as if they were headers (RFC 9110 6.5.2).
-            stripped = strip_client_auth(terms.credential, self._request.target, trailers)
+            stripped = strip_client_auth(one, self._request.target, trailers)
             terms.record.removed += stripped.removed
             trailers = Headers(stripped.headers)
         verdict = terms.state.detector.outbound_trailers(trailers, terms.on_shape)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from clawbox.egress.refusal import Denial, RefusedError
 
@@ -18,8 +19,7 @@ _BEARER: Final = re.compile(rb"(?i)bearer[ \t]+([!-~]{1,512})")
 _BASIC: Final = re.compile(rb"(?i)basic[ \t]+([A-Za-z0-9+/=_-]{1,1024})")
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(msgspec.Struct, frozen=True):
     """Whose request it is."""
 
     token: bytes = b""
@@ -29,15 +29,15 @@ class Identity:
     """The token was in Authorization, which is then the sidecar's and goes nowhere."""
 
 
-def identify(headers: Headers, state: SandboxState, *, required: bool, to_sidecar: bool) -> Identity:
+def identify(headers: Headers, state: SandboxState, *, required: bool, for_sidecar: bool) -> Identity:
     """The sender of a request. Raises RefusedError without a good token.
 
-    It is in Proxy-Authorization, as Bearer or as the password of Basic, whatever the user name. A request
-    ``to_sidecar`` itself (``POST /proxy``) may have it in Authorization. Where none is ``required``, a wrong
-    one is refused all the same.
+    It is in Proxy-Authorization, as Bearer or as the password of Basic, whatever the user name; where
+    Authorization is ``for_sidecar``, it may be there. Where none is ``required``, a wrong one is refused all
+    the same.
     """
     values = headers.values(b"proxy-authorization")
-    in_authorization = to_sidecar and not values
+    in_authorization = for_sidecar and not values
     if in_authorization:
         values = headers.values(b"authorization")
     if not values:

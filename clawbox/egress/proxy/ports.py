@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import socket
 
-    from clawbox.egress.messages import Row
+    from clawbox.egress.messages import Row, Spent
     from clawbox.egress.tls.session import TlsSession
 
 
@@ -42,8 +42,11 @@ class Rows(Protocol):
     def tunnels(self, count: int) -> None:
         """Note how many tunnels are open now."""
 
-    def suspended(self, found: int) -> None:
+    def suspended(self) -> None:
         """Note that the sandbox's credentials are attached no more (68)."""
+
+    def spent(self, spent: Spent) -> None:
+        """Note what a credential with a budget was used for (56)."""
 
 
 class ServerTls(Protocol):

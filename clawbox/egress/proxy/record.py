@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Final
 
 from clawbox.egress.findings import Finding, Place
 from clawbox.egress.messages import Found, Row
-from clawbox.egress.shapes import Kind
+from clawbox.egress.patterns import Kind
 from clawbox.network_rules import ShapeAction
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection
 
     from clawbox.egress.leaks import LeakDetector
     from clawbox.egress.refusal import Refusal
@@ -53,8 +53,10 @@ class Record:
     known_leak_sent: bool = False
     """Whether a known secret was in the request itself."""
 
-    def note(self, findings: Iterable[Finding] | Counter[Finding], *, sent: bool) -> None:
+    def note(self, findings: Collection[Finding], *, sent: bool) -> None:
         """Add what the leak scanner found in what the sandbox ``sent``, or in the answer."""
+        if not findings:
+            return
         self.found.update(findings)
         if sent:
             self.known_leak_sent |= any(one.kind is Kind.KNOWN for one in findings)
@@ -76,7 +78,7 @@ class Record:
             upstream = max(int((self.answered_at - self.sent_at) * 1e6), 0)
         decision = "allowed"
         if self.refusal is not None:
-            decision = "denied" if self.sent_at is None else "failed"
+            decision = "denied" if self.sent_at is None and self.refusal.decided else "failed"
         return Row(
             way=self.way,
             decision=decision,

@@ -16,12 +16,12 @@ from clawbox.egress.proxy.wire import Wire
 from clawbox.egress.refusal import Denial, Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from types import TracebackType
 
     from clawbox.egress.credentials import SandboxSecrets
     from clawbox.egress.leaks import LeakDetector
-    from clawbox.egress.messages import Grant
+    from clawbox.egress.messages import Grant, Spent
     from clawbox.egress.proxy.ports import ClientTls, Dialer, Rows, ServerTls
 
 _ACCEPTED_AT_ONCE: Final = 16
@@ -113,6 +113,10 @@ class Proxy:
     def suspend(self) -> None:
         """Attach credentials no more (68)."""
         self._state.suspended = True
+
+    def restore_spent(self, spent: Iterable[Spent]) -> None:
+        """Begin with what an earlier sidecar of this sandbox used of its budgets (56)."""
+        self._state.restore_spent(spent)
 
     def close_listeners(self) -> None:
         """Accept nothing any more."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Final
 
-from clawbox.egress.attach import choose_credential
+from clawbox.egress.attach import choose_credential, credentials_of
 from clawbox.egress.leaks import LeakDetector
 from clawbox.egress.limits import BudgetLedger, Rate, Slots
+from clawbox.egress.messages import Spent
 from clawbox.egress.refusal import Denial, RefusedError
 from clawbox.policy import NetworkGrant
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from clawbox.egress.credentials import Credential, SandboxSecrets
     from clawbox.egress.messages import Grant
@@ -76,10 +77,6 @@ class SandboxState:
             raise RefusedError(Denial.TOKEN_INVALID)
         return digest, call
 
-    def knows(self, digest: bytes) -> bool:
-        """Whether a token that was accepted is so still."""
-        return digest in self._tokens
-
     def count_request(self) -> None:
         """Count one against the rate. Raises RefusedError."""
         if self._rate.take(self.clock()) is not None:
@@ -97,11 +94,31 @@ class SandboxState:
             raise RefusedError(Denial.CREDENTIALS_SUSPENDED)
         return found
 
+    def credentials_of(self, host: str) -> tuple[Credential, ...]:
+        """Those that the sandbox has for a host, whether or not they fit a request there."""
+        return credentials_of(self.grant.credentials, self.secrets, host)
+
+    def tell_spent(self, credential: str) -> None:
+        """Have it known, if there is a budget, what was used of it, whatever becomes of this process (56)."""
+        now = self.clock()
+        spent = self.budgets.spent(credential, now)
+        if spent is not None:
+            requests, count, left = spent
+            self.rows.spent(Spent(credential, requests, count, max(int(left * 1000), 0)))
+
+    def restore_spent(self, spent: Iterable[Spent]) -> None:
+        """Begin with what was used already."""
+        now = self.clock()
+        for one in spent:
+            self.budgets.restore(one.credential, one.requests, one.bytes, now + one.left_ms / 1000)
+
     def write_down(self, record: Record) -> None:
         """Write the row of a request that has ended; several with a known secret suspend credentials (68)."""
         self.rows.write(record.row(self.clock(), self.detector))
+        if record.credential:
+            self.tell_spent(record.credential)
         if record.known_leak_sent:
             self._known_leaks += 1
             if self._known_leaks == KNOWN_LEAKS_TOLERATED:
                 self.suspended = True
-                self.rows.suspended(self._known_leaks)
+                self.rows.suspended()

@@ -7,8 +7,9 @@ connection, or the JSON of ``POST /proxy``.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
+
+import msgspec
 
 from clawbox.egress.http.framing import BodyKind, Framing
 from clawbox.egress.http.head import RequestHead, ResponseHead
@@ -26,8 +27,7 @@ if TYPE_CHECKING:
 Field = tuple[bytes, bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """One request that was parsed, and whose sender is known."""
 
     method: str
@@ -44,6 +44,9 @@ class Source(Protocol):
 
     async def piece(self) -> bytes | End:
         """The next bytes of it, or its end. Raises RefusedError."""
+
+    def whole(self) -> bytes:
+        """All of it, if all of it has come; it is still to be read."""
 
 
 class Sink(Protocol):
@@ -137,6 +140,12 @@ class RequestStream:
         if isinstance(event, End):
             self.complete = True
         return event
+
+    def whole(self) -> bytes:
+        """The body, if all of it has come; it is still to be read."""
+        if not any(isinstance(event, End) for event in self._events):
+            return b""
+        return b"".join([event for event in self._events if isinstance(event, bytes)])
 
     def take_over(self) -> bool:
         """Bytes from now on are not requests. Whether some have come already, which may not be (29)."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from clawbox.egress.refusal import Denial, RefusedError, Side
 
@@ -15,8 +16,7 @@ if TYPE_CHECKING:
     from clawbox.network_rules import ShapeAction
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
+class Terms(msgspec.Struct, frozen=True):
     """One request that may go."""
 
     state: SandboxState
@@ -25,6 +25,8 @@ class Terms:
     """What goes upstream, credential and all."""
     credential: Credential | None
     on_shape: ShapeAction
+    guarding: tuple[Credential, ...] = ()
+    """All that the sandbox has for the host: no other authentication goes there (69)."""
 
     def count_up(self, count: int) -> None:
         """Count bytes of the request's body. Raises RefusedError."""

@@ -6,6 +6,8 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from clawbox.egress.http.reader import ResponseReader
 from clawbox.egress.proxy.wire import Wire
 from clawbox.egress.refusal import Denial, RefusedError, Side
@@ -19,8 +21,7 @@ used."""
 MAX_IDLE: Final = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
+class Key(msgspec.Struct, frozen=True):
     """Requests that may share a connection (66): same token, place and credential.
 
     The grant and the TLS settings are the same for all of a sidecar; the address is the connection's own.

@@ -187,6 +187,7 @@ class Wire(asyncio.Protocol):
             with contextlib.suppress(OSError):
                 raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._disarm()
+        self._shut = True  # uvloop would still send an end, or TLS's closing message, before the reset
         self._transport.abort()
 
     async def linger(self) -> None:

@@ -141,7 +141,8 @@ def test_the_first_screen_of_the_project_shows_what_happens(machine, tmp_path):
     page = (ROOT / "README.md").read_text()
     (tmp_path / "clawbox").write_text(f'#!/bin/sh\nexec {sys.executable} -m clawbox "$@"\n')
     (tmp_path / "clawbox").chmod(0o755)
-    [block] = [one for one in re.findall(r"```console\n(.*?)```", page, re.DOTALL) if "clawbox py" in one]
+    examples = re.findall(r"```console\n(.*?)```", page, re.DOTALL)
+    [block] = [one for one in examples if "import statistics" in one]
     shown = re.findall(r"^\$ \.venv/bin/(.*)\n((?:[^$].*\n)*)", block, re.MULTILINE)
     assert len(shown) == 4
     for command, output in shown:

@@ -271,3 +271,25 @@ async def test_it_stops_before_it_serves_when_it_is_asked_to(world):
     assert process.returncode in {0, 130}  # 130: before it was ready for signals
     assert "Traceback" not in err.decode()
     assert not path.exists()
+
+
+async def test_what_programs_trust_is_in_files_of_this_user_whoever_was_there_before(world):
+    """Another user of a shared folder could have put links or files of his own there."""
+    victim = world.home / "victim"
+    victim.write_text("precious")
+    (world.home / "env").mkdir(mode=0o777)
+    for planted in ("ca.pem", "env/ca.pem", "env/env.sh"):
+        (world.home / planted).symlink_to(victim)
+    serve = ("--listen", "127.0.0.1:0", "--ca-out", "ca.pem", "--env-dir")
+    async with world.serve(*serve, "env") as served:
+        assert victim.read_text() == "precious"
+        assert (world.home / "env").stat().st_mode & 0o777 == 0o700
+        for written in ("ca.pem", "env/ca.pem", "env/env.sh"):
+            assert stat.S_ISREG((world.home / written).lstat().st_mode)
+        assert str(served.said["token"]) in (world.home / "env/env.sh").read_text()
+        await served.stop()
+    (world.home / "elsewhere").symlink_to(world.home / "env")
+    process = await world.spawn("egress", "serve", "--grant", "grant.toml", *serve, "elsewhere")
+    _, err = await process.communicate()
+    assert process.returncode != 0
+    assert "Traceback" not in err.decode()

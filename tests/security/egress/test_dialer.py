@@ -491,11 +491,12 @@ async def test_rule_63_a_peer_that_asks_for_more_than_it_may_is_closed(upstream)
         raw({"type": "dialed", "id": 1, "address": "10.0.0.1"}),
         raw({"type": "dial", "id": 1, "host": "a.example", "port": 443}) + b"\x00",
         b"\x91" * 5000,
+        b"\x83\xa4type\xa4dial\xa1x" + b"\x91" * 5000 + b"\x00",
         b"\x85\xa4type\xa4dial\xa2id\x01\xa4host\xa3\xed\xa0\x80\xa4port\x01",
         b"x" * (messages.MAX_PACKET_BYTES + 1),
         padded(messages.MAX_PACKET_BYTES) + b"\xc0",
     ],
-    ids=range(13),
+    ids=range(14),
 )
 async def test_rule_63_a_peer_that_sends_garbage_is_closed(packet, upstream):
     async with dialer(Names(a_example=[["10.0.0.1"]])) as world:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -70,16 +71,25 @@ def test_rule_62_a_running_server_and_its_children_show_the_key_to_nobody(tmp_pa
 
 
 def in_memory(pid, text):
-    """Whether the text is anywhere in what a process has written to."""
+    """Whether the text is anywhere in what a child of this process has written to."""
     proc = Path("/proc", str(pid))
-    with (proc / "mem").open("rb", buffering=0) as memory:
-        for line in (proc / "maps").read_text().splitlines():
-            where, access, *_ = line.split()
-            first, last = (int(part, 16) for part in where.split("-"))
-            if access.startswith("rw"):
-                memory.seek(first)
-                if text in memory.read(last - first):
-                    return True
+    os.kill(
+        pid, signal.SIGSTOP
+    )  # else its threads give memory back between a look at the map and one at that
+    try:
+        os.waitid(os.P_PID, pid, os.WSTOPPED)
+        with (proc / "mem").open("rb", buffering=0) as memory:
+            for line in (proc / "maps").read_text().splitlines():
+                where, access, *_ = line.split()
+                first, last = (int(part, 16) for part in where.split("-"))
+                if access.startswith("rw"):
+                    memory.seek(first)
+                    content = memory.read(last - first)
+                    assert len(content) == last - first
+                    if text in content:
+                        return True
+    finally:
+        os.kill(pid, signal.SIGCONT)
     return False
 
 

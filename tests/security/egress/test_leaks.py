@@ -16,7 +16,7 @@ from clawbox.egress.encodings import LONGEST
 from clawbox.egress.findings import Action, Finding, LeakError, Place
 from clawbox.egress.hold_back import HOLD
 from clawbox.egress.leaks import LeakDetector, is_text
-from clawbox.egress.shapes import Kind
+from clawbox.egress.patterns import Kind
 from clawbox.network_rules import ShapeAction
 from tests.unit.egress.shape_examples import EXAMPLES
 from tests.unit.egress.spellings import ENCODINGS, SECRETS, left_over

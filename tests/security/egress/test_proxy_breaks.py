@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 
 import pytest
 
@@ -99,8 +101,8 @@ async def test_rule_53_tls_without_close_notify_is_a_break(tmp_path):
         exchange.keep_alive = False
         await exchange.head(200, [("Content-Type", "text/plain")])
         await exchange.send(b"some of it\n")
-        raw = exchange.writer.get_extra_info("socket")
-        raw.shutdown(1)
+        with socket.socket(fileno=os.dup(exchange.writer.get_extra_info("socket").fileno())) as raw:
+            raw.shutdown(socket.SHUT_WR)
         await exchange.client_gone()
 
     async with (

@@ -9,6 +9,7 @@ import json
 import random
 import urllib.parse
 import zlib
+from typing import TYPE_CHECKING
 
 import brotli
 import pytest
@@ -29,6 +30,9 @@ from tests.egress_world.client import (
 )
 from tests.egress_world.sandbox import SECRET, request, sandbox
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 KEY = Credential("key", Secret(SECRET), ("api.test",))
 RAW = SECRET.encode()
 SPELLINGS = {
@@ -44,7 +48,11 @@ SPELLINGS = {
     "json": "".join(f"\\u{byte:04x}" for byte in RAW),
     "basic": "Basic " + base64.b64encode(b"me:" + RAW).decode(),
 }
-ENCODERS = {"gzip": gzip.compress, "deflate": zlib.compress, "br": brotli.compress}
+ENCODERS: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress,
+    "deflate": zlib.compress,
+    "br": brotli.compress,
+}
 URL = "http://other.test/x"
 
 
@@ -197,6 +205,39 @@ async def test_rule_47_what_a_host_with_a_credential_encodes_though_unasked_is_s
         ):
             reply = await get(box, f"https://api.test/{path}")
             assert (reply.status, reply.reason) == (502, f"upstream_{reason}")
+
+
+def named_gzip(data):
+    """With a secret where a file's name stands (RFC 1952 2.3.1)."""
+    whole = gzip.compress(data)
+    return whole[:3] + b"\x08" + whole[4:10] + RAW + b"\0" + whole[10:]
+
+
+def metadata_brotli(_):
+    """An empty stream, with a secret in a block that decoders skip (RFC 7932 9.2)."""
+    return ((3 << 2) | (1 << 5) | (len(RAW) - 1) << 7).to_bytes(2, "little") + RAW + b"\x03"
+
+
+@pytest.mark.parametrize(("coding", "encode"), [("gzip", named_gzip), ("br", metadata_brotli)])
+async def test_rule_47_nor_does_a_secret_pass_in_what_decodes_to_nothing(tmp_path, coding, encode):
+    data, line = encode(b"clean\n" * 100), ("Content-Encoding", coding)
+    one_by_one = answers.chunked([bytes([byte]) for byte in data], [line])
+    async with (
+        Upstream({"/bad": one_by_one}, tls=tls(), default=answers.echo) as upstream,
+        sandbox(tmp_path, {"api.test": upstream, "other.test": upstream}, ca(), credentials=[KEY]) as box,
+    ):
+        wires = await tunnel(box, "api.test")
+        await wires.send(inner("/bad", "api.test"))
+        seen = b""
+        with contextlib.suppress(OSError, BrokenOffError):
+            while piece := await wires.reader.read(4096):
+                seen += piece
+        wires.close()
+        assert RAW[:8] not in seen.replace(b"\r\n1\r\n", b"")
+        assert (await box.rows.written()).reason == "upstream_leak_in_answer"
+        up = await get(box, "https://other.test/up", f"Content-Encoding: {coding}", body=data)
+        assert up.reason == "leak_detected"
+        assert RAW not in upstream.seen[-1].body
 
 
 async def test_rule_48_nothing_unsearched_goes_on_when_the_upstream_breaks_off(tmp_path):
@@ -355,3 +396,20 @@ async def test_rule_54_a_length_that_was_promised_is_kept_whatever_is_replaced(t
             assert reply.body.startswith(b"x" * 5000 + b"\n[REDACTED]")
             assert RAW not in reply.body
         wires.close()
+
+
+@pytest.mark.parametrize("way", ["absolute", "call"])
+async def test_rule_45_a_body_that_came_whole_is_searched_before_anybody_hears_of_it(tmp_path, way):
+    async with (
+        Upstream(default=answers.echo) as upstream,
+        sandbox(tmp_path, {"api.test": upstream}, ca(), credentials=[KEY]) as box,
+    ):
+        body = f"it is {SECRET}"
+        if way == "call":
+            await call(box, {"url": "http://api.test/", "method": "POST", "body": body})
+        else:
+            head = request("http://api.test/", f"Content-Length: {len(body)}", method="POST")
+            assert (await ask(box, head + body.encode())).reason == "leak_detected"
+        row = await box.rows.written()
+        assert (row.way, row.decision, row.reason) == (way, "denied", "leak_detected")
+        assert box.names.dialed == []

@@ -42,7 +42,7 @@ async def refused(box, upstream):
 
 async def unreachable(box, upstream):
     await get(box, "http://gone.test/")
-    return "absolute", "denied", "connect_failed", ("GET", "gone.test", "http", 80, "/"), None
+    return "absolute", "failed", "connect_failed", ("GET", "gone.test", "http", 80, "/"), None
 
 
 async def failed(box, upstream):
@@ -86,7 +86,7 @@ async def left_while_dialing(box, upstream):
     await wires.send(request("http://api.test/ok"))
     await box.names.asked()
     wires.close()
-    return "absolute", "denied", "client_gone", ("GET", *LOCAL, "/ok"), None
+    return "absolute", "failed", "client_gone", ("GET", *LOCAL, "/ok"), None
 
 
 async def left_while_a_tunnel_is_dialed(box, upstream):
@@ -95,7 +95,7 @@ async def left_while_a_tunnel_is_dialed(box, upstream):
     await wires.send(request("tunnel.test:443", method="CONNECT"))
     await box.names.asked()
     wires.close()
-    return "tunnel", "denied", "client_gone", ("CONNECT", "tunnel.test", "https", 443, ""), None
+    return "tunnel", "failed", "client_gone", ("CONNECT", "tunnel.test", "https", 443, ""), None
 
 
 async def malformed(box, upstream):
@@ -125,13 +125,13 @@ async def connect_refused(box, upstream):
 async def left_after_connect(box, upstream):
     wires = await connect(box, "api.test:443")
     wires.close()
-    return "connect", "denied", "client_gone", ("CONNECT", "api.test", "https", 443, ""), None
+    return "connect", "failed", "client_gone", ("CONNECT", "api.test", "https", 443, ""), None
 
 
 async def distrusted(box, upstream):
     with pytest.raises((OSError, EOFError)):
         await tls(await connect(box, "api.test:443"), ca().pem, "api.test")
-    return "connect", "denied", "client_tls_failed", ("CONNECT", "api.test", "https", 443, ""), None
+    return "connect", "failed", "client_tls_failed", ("CONNECT", "api.test", "https", 443, ""), None
 
 
 async def within_a_tunnel(box, upstream):
@@ -139,7 +139,7 @@ async def within_a_tunnel(box, upstream):
     await wires.send(inner("/x", "gone.test"))
     await read_reply(wires)
     wires.close()
-    return "intercept", "denied", "connect_failed", ("GET", "gone.test", "https", 443, "/x"), None
+    return "intercept", "failed", "connect_failed", ("GET", "gone.test", "https", 443, "/x"), None
 
 
 async def malformed_within_a_tunnel(box, upstream):
@@ -177,7 +177,7 @@ async def unknown_route(box, upstream):
 
 async def leaking(box, upstream):
     await get(box, "http://api.test/ok", body=SECRET.encode() + b"\n")
-    return "absolute", "failed", "leak_detected", ("POST", *LOCAL, "/ok"), None
+    return "absolute", "denied", "leak_detected", ("POST", *LOCAL, "/ok"), None
 
 
 CASES = [

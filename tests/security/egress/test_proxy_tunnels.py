@@ -238,7 +238,7 @@ async def test_rule_35_a_bad_certificate_upstream_is_a_clear_502(tmp_path, wrong
         reply = await ask(box, request("https://api.test/"))
         assert (reply.status, reply.reason) == (502, "tls_failed")
         assert upstream.seen == []
-        assert (await box.rows.written()).decision == "denied"
+        assert (await box.rows.written()).decision == "failed"
 
 
 async def test_rule_35_a_host_that_never_says_hello_is_a_clear_504(tmp_path):

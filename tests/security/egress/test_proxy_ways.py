@@ -290,3 +290,16 @@ async def test_rule_72_no_tunnel_and_no_call_inside_a_tunnel(tmp_path):
         assert (await read_reply(wires)).json()["target"] == "/proxy"
         wires.close()
         assert box.names.dialed == [("api.test", 443)]
+
+
+async def test_where_no_token_is_asked_for_authorization_is_the_host_s(tmp_path):
+    async with (
+        Upstream(default=answers.echo) as upstream,
+        sandbox(tmp_path, {"api.test": upstream}, ca()) as box,
+    ):
+        wires = await box.connect(token=False)
+        mine = "Authorization: Bearer of-the-host-0123"
+        await wires.send(request("/http://api.test/", mine, token=None, host="localhost"))
+        seen = await upstream.arrived()
+        assert seen.header("Authorization") == "Bearer of-the-host-0123"
+        wires.close()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import socket
 from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from clawbox.egress.refusal import Denial, RefusedError
 from clawbox.egress.target import (
@@ -68,7 +68,7 @@ def test_rule_1_what_is_sent_is_written_from_the_parse():
 
 
 def test_rule_1_a_target_cannot_be_changed_after_it_was_decided_on():
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         parse_url("https://a.example/").host = "b.example"  # type: ignore[misc]
 
 
@@ -549,7 +549,7 @@ def test_targets_are_parsed_or_refused_and_nothing_else(method, text):
             continue
         if isinstance(target, Target) and target.form is not Form.CONNECT:
             again = parse_url(f"{target.scheme}://{target.authority}{target.request_target}")
-            assert dataclasses.replace(again, form=target.form) == target
+            assert structs.replace(again, form=target.form) == target
 
 
 @given(st.lists(st.text(max_size=30), max_size=3))

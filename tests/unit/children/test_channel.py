@@ -62,6 +62,24 @@ def test_what_is_not_a_declared_type_ends_the_channel_once(payload):
     assert [FrameError] == [type(error) for error in broken]
 
 
+def test_lists_in_lists_without_end_end_the_channel_too():
+    broken: list[object] = []
+    protocol = FrameProtocol(msgspec.msgpack.Decoder(Note), lambda _: None, broken.append, max_bytes=1 << 20)
+    deep = b"\x82\xa1x" + b"\x91" * 100_000
+    protocol.data_received(len(deep).to_bytes(4, "big") + deep)
+    assert [FrameError] == [type(error) for error in broken]
+
+
+def test_what_a_child_sent_is_not_told_whole_and_steers_no_terminal():
+    broken: list[object] = []
+    protocol = FrameProtocol(msgspec.msgpack.Decoder(Note), lambda _: None, broken.append, max_bytes=1 << 20)
+    sent = msgspec.msgpack.encode({"type": "\x1b[2J\nanother line\u202e" + "secret" * 1000})
+    protocol.data_received(len(sent).to_bytes(4, "big") + sent)
+    assert str(broken[0]).isascii()
+    assert str(broken[0]).isprintable()
+    assert len(str(broken[0])) < 500
+
+
 def test_the_blocking_end_reads_and_writes_frames():
     ours, theirs = socket.socketpair()
     with ours, theirs:

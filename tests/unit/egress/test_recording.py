@@ -8,10 +8,17 @@ import msgspec
 import pytest
 from prometheus_client import generate_latest
 
+from clawbox.children.channel import FrameError
 from clawbox.egress.findings import Action, Place
-from clawbox.egress.messages import Found, Grant, Row
-from clawbox.egress.recording import CALLS_KNOWN, DENIALS_WITH_ROWS, SandboxRecorder
-from clawbox.egress.shapes import Kind
+from clawbox.egress.messages import Found, Grant, Limits, Row
+from clawbox.egress.patterns import Kind
+from clawbox.egress.recording import (
+    CALLS_KNOWN,
+    DENIALS_WITH_ROWS,
+    LATE_SECONDS,
+    LIVES_AT_ONCE,
+    SandboxRecorder,
+)
 from clawbox.network_rules import NetworkRule
 from clawbox.telemetry import Metrics
 
@@ -182,3 +189,19 @@ async def test_a_suspension_has_a_row(recorder, log, metrics):
     (row,) = log.rows
     assert (row["kind"], row["reason"]) == ("egress_suspended", "credentials_suspended")
     assert number(metrics, "clawbox_egress_suspensions_total") == 1
+
+
+def test_a_sidecar_cannot_tell_of_more_than_its_grant_lets_it_send(log):
+    """Else one that was taken over fills the disk, with rows that nobody's requests caused."""
+    now = 0.0
+    grant = Grant("sandbox-9", "ann", limits=Limits(requests_per_second=2, burst=5, max_concurrent=3))
+    recorder = SandboxRecorder(grant, log, Metrics(), clock=lambda: now)
+    for _ in range(LIVES_AT_ONCE * 5 + 3 + 64 + int(LATE_SECONDS * 2)):
+        recorder.row(ALLOWED)
+    with pytest.raises(FrameError, match="more requests"):
+        recorder.row(ALLOWED)
+    now += 10
+    for _ in range(20):
+        recorder.row(ALLOWED)
+    with pytest.raises(FrameError):
+        recorder.row(msgspec.structs.replace(ALLOWED, decision="failed"))

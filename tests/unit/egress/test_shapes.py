@@ -2,7 +2,8 @@
 
 import pytest
 
-from clawbox.egress.shapes import CREDENTIAL_SHAPES, GENERIC_SHAPES, PatternSet
+from clawbox.egress.patterns import PatternSet
+from clawbox.egress.shapes import CREDENTIAL_SHAPES, GENERIC_SHAPES
 from tests.unit.egress.shape_examples import EXAMPLES
 
 patterns = PatternSet(CREDENTIAL_SHAPES)

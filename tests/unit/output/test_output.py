@@ -9,7 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from clawbox.egress.hold_back import HOLD
-from clawbox.egress.shapes import CREDENTIAL_SHAPES, GENERIC_SHAPES, OUTPUT_PATTERNS, Kind, PatternSet
+from clawbox.egress.patterns import Kind, PatternSet
+from clawbox.egress.shapes import CREDENTIAL_SHAPES, GENERIC_SHAPES, OUTPUT_PATTERNS
 from clawbox.wasm.model import Level, LogEntry, Outcome, OutputChunk, OutputStream, RunResult
 from clawbox.wasm.output import Action, Finding, OutputForm, OutputScanner
 from tests.unit.egress.shape_examples import EXAMPLES

@@ -22,7 +22,7 @@ from clawbox.network_rules import NetworkRule
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
 
-    from clawbox.children.launcher import Child
+    from clawbox.children.child import Child
 
 FIRST_UID = 914_000
 

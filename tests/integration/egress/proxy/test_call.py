@@ -189,6 +189,21 @@ async def test_a_call_of_more_than_ten_mebibytes_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("headers", "reason"),
+    [
+        ({f"x-{number}": "" for number in range(129)}, "malformed_call"),
+        ([["x", ""]] * 129, "malformed_call"),
+        ({"x": "y" * (64 << 10)}, "head_too_large"),
+    ],
+    ids=["an object", "a list", "a value"],
+)
+async def test_headers_of_a_call_are_bounded_as_those_of_any_request(tmp_path, headers, reason):
+    async with sandbox(tmp_path, {}, ca(), rules=["api.test"]) as box:
+        reply = await call(box, {"url": "https://api.test/", "method": "GET", "headers": headers})
+        assert reply.json()["reason"] == reason
+
+
+@pytest.mark.parametrize(
     ("method", "target"), [("GET", "/proxy"), ("POST", "/"), ("POST", "/proxy/x"), ("GET", "/health")]
 )
 async def test_the_sidecar_serves_nothing_else(tmp_path, method, target):

@@ -10,6 +10,7 @@ import ssl
 import struct
 
 import pytest
+import uvloop
 
 from clawbox.egress.messages import Limits
 from tests.egress_world import Upstream, answers
@@ -228,3 +229,20 @@ async def test_a_revoked_token_ends_what_is_under_way(tmp_path):
         assert (await read_reply(spared)).body == b"ok"
         for one in (wires, idle, spared):
             one.close()
+
+
+def test_a_reset_is_passed_on_by_the_event_loop_of_sidecars_too(tmp_path):
+    async def passed_on():
+        async with Raw() as raw, sandbox(tmp_path, {"api.test": raw}, ca(), rules=RULES) as box:
+            wires, reader, writer = await opened(box, raw)
+            sock = wires.writer.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            wires.writer.transport.abort()
+            with pytest.raises(ConnectionError):
+                await reader.readexactly(1)
+            await box.rows.written()
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+
+    uvloop.run(passed_on())

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import os
+import signal
 import socket
+import ssl
 from pathlib import Path
 
 import pytest
@@ -16,6 +20,7 @@ from clawbox.network_rules import NetworkRule
 from tests.egress_world import answers
 from tests.egress_world.supervised import (
     SECRET,
+    TOKEN,
     digest,
     get,
     get_at,
@@ -45,10 +50,35 @@ async def test_a_request_goes_through_and_is_written_down(world):
     )
 
 
+async def test_a_request_that_is_under_way_when_a_sandbox_ends_has_its_row(world):
+    world.upstream.route("/never", answers.never)
+    async with world.supervisor.sandbox(world.grant()) as door:
+        asking = asyncio.create_task(get(door, world.url + "/never"))
+        await world.upstream.arrived()
+
+    with contextlib.suppress(ConnectionError):
+        await asking
+    (row,) = world.rows()
+    assert (row["path"], row["decision"], row["reason"]) == ("/never", "failed", "ended")
+    assert world.rows("egress_gap") == []
+
+
+async def test_a_sidecar_that_does_not_end_is_killed_and_leaves_a_gap(world, monkeypatch):
+    monkeypatch.setattr("clawbox.egress.sandbox_door.FINISH_SECONDS", 0.1)
+    async with world.supervisor.sandbox(world.grant()):
+        (pid,) = processes("clawbox-egress")
+        os.kill(pid, signal.SIGSTOP)
+
+    assert processes("clawbox-egress") == []
+    (gap,) = world.rows("egress_gap")
+    assert gap["reason"] == "sidecar did not end when it was told to"
+
+
 async def test_nothing_runs_before_it_is_needed(world):
     assert processes("clawbox-egress") == processes("clawbox-keeper") == processes("clawbox-dialer") == []
     assert not world.supervisor.status().started
     async with world.supervisor.sandbox(world.grant()):
+        await world.until(lambda: world.supervisor.status().dialer)
         status = world.supervisor.status()
         assert (status.keeper, status.dialer, status.sidecars, status.down) == (True, True, 1, 0)
         assert len(processes("clawbox-egress")) == 1
@@ -188,3 +218,92 @@ async def test_rows_cannot_be_written_so_nothing_is_sent(world):
         async with asyncio.timeout(20):
             while (await get(door, world.url)).status != 200:
                 pass
+
+
+@contextlib.asynccontextmanager
+async def tunnel(door, port):
+    """A CONNECT through the sidecar, and TLS in it with whoever answers as 127.0.0.1."""
+    context = ssl.create_default_context(cadata=door.ca_pem)
+    reader, writer = await asyncio.open_unix_connection(sock=door.connect(digest(), "call-1"))
+    try:
+        head = f"CONNECT 127.0.0.1:{port} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
+        writer.write(f"{head}Proxy-Authorization: Bearer {TOKEN}\r\n\r\n".encode())
+        assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+        await writer.start_tls(context, server_hostname="127.0.0.1")
+        yield reader, writer
+    finally:
+        writer.close()
+
+
+async def test_https_is_read_and_every_encoding_looked_into(world):
+    """Whatever a sidecar needs for it was loaded before it was confined: it can open no file."""
+    world.keep("api")
+    port = world.secure.port
+    text = f"it is {SECRET} and more\n".encode()
+    for path, handler in {
+        "/plain": answers.body(text),
+        "/gzip": answers.gzipped(text),
+        "/chunked": answers.chunked([text]),
+    }.items():
+        world.secure.route(path, handler)
+    async with world.supervisor.sandbox(world.grant(credentials=("api",))) as door:
+        for path in ("/plain", "/gzip", "/chunked"):
+            async with tunnel(door, port) as (reader, writer):
+                writer.write(
+                    request(f"http://127.0.0.1:{port}{path}", None).replace(
+                        f"http://127.0.0.1:{port}".encode(), b"", 1
+                    )
+                )
+                answer = await reader.read()
+            assert SECRET.encode() not in answer
+            assert world.secure.seen[-1].header("Authorization") == f"Bearer {SECRET}"
+    rows = world.rows()
+    assert [row["way"] for row in rows] == ["intercept"] * 3
+    assert all(row["credential"] == "api" for row in rows)
+    assert all(row["found"][0]["kind"] == "known" for row in rows)
+
+
+async def test_whole_requests_as_data(world):
+    world.keep("api")
+    async with world.supervisor.sandbox(world.grant(credentials=("api",))) as door:
+        for target in (f"https://127.0.0.1:{world.secure.port}/x", f"{world.url}/x"):
+            asked = json.dumps({"url": target, "method": "POST", "body": "something"}).encode()
+            reader, writer = await asyncio.open_unix_connection(sock=door.connect(digest(), "call-1"))
+            head = f"POST /proxy HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n"
+            head += f"Content-Type: application/json\r\nContent-Length: {len(asked)}\r\n"
+            writer.write(f"{head}Connection: close\r\n\r\n".encode() + asked)
+            answer = await reply(reader)
+            writer.close()
+            assert (answer.status, json.loads(answer.body)["body"]) == (200, "hello")
+    assert [row["way"] for row in world.rows()] == ["call", "call"]
+    assert world.secure.seen[0].body == b"something"
+
+
+async def test_a_tunnel_goes_through_unread(world):
+    port = world.secure.port
+    rule = NetworkRule.parse({"host": "127.0.0.1", "ports": [port], "tls_mode": "tunnel"})
+    async with world.supervisor.sandbox(Grant("tunnels", "ann", (rule,))) as door:
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        reader, writer = await asyncio.open_unix_connection(sock=door.connect(digest(), "call-1"))
+        head = f"CONNECT 127.0.0.1:{port} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
+        writer.write(f"{head}Proxy-Authorization: Bearer {TOKEN}\r\n\r\n".encode())
+        assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+        await writer.start_tls(context, server_hostname="127.0.0.1")
+        await world.until(lambda: door.tunnels == 1)
+        writer.write(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+        assert (await reply(reader)).body == b"hello"
+        writer.close()
+        await world.until(lambda: door.tunnels == 0 and world.rows())
+    assert [row["way"] for row in world.rows()] == ["tunnel"]
+
+
+async def test_rule_15_no_sandbox_reaches_the_sidecars_own_listener(world):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        place = listener.getsockname()
+        rule = NetworkRule.parse({"host": place[0], "ports": [place[1]]})
+        async with world.supervisor.sandbox(Grant("loops", "ann", (rule,))) as door:
+            door.listen_tcp(listener.dup())
+            answer = await get(door, f"http://127.0.0.1:{place[1]}/")
+        assert answer.reason == "address_refused"
+        assert "itself listens there" in json.loads(answer.body)["error"]
