@@ -186,7 +186,10 @@ class SandboxDoor:
         self._listeners.add_unix(path, self._hand)
 
     def listen_tcp(self, sock: socket.socket) -> None:
-        """Have the sidecar serve a TCP socket that listens; requests there need the token. Takes ``sock``."""
+        """Have the sidecar serve a socket that listens, TCP as a rule; requests there need the token.
+
+        ``sock`` is closed with the door.
+        """
         self._listeners.add_tcp(sock, self._hand, namespace=False)
 
     def listen_namespace(self, sock: socket.socket) -> None:
