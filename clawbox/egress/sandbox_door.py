@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 SIDECAR: Final = "sidecar"
 """The launcher's name of the kind."""
 START_SECONDS: Final = 10.0
+"""How long a sidecar may take until it serves, and whoever needs one waits."""
 FINISH_SECONDS: Final = 5.0
 """How long a sidecar may take to end what is under way before it is killed."""
 
