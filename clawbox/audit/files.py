@@ -1,4 +1,4 @@
-"""The folder of an audit log: which files there are, in which order, and how one row is found.
+"""The folder of an audit log: which files there are, how long they stay, and how one row is found.
 
 ``audit.jsonl`` is written to; files that are full are called ``audit-FIRST.jsonl`` after their first row's
 sequence. Files called ``audit-torn-…`` hold bytes that a crash left behind a last whole row.
@@ -8,17 +8,24 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from typing import IO, TYPE_CHECKING
 
 from clawbox.audit.rows import AuditRow, BadLineError, decode
 from clawbox.errors import ClawboxError, Reason
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 CURRENT = "audit.jsonl"
 LOCK = "audit.lock"
 RESERVE = "audit.reserve"
+
+MIN_AGE_S = 24 * 3600.0
+"""A full file is kept at least this long, however many there are: a flood must not wash the traces away
+(docs/security.md, 75)."""
+RESERVE_BYTES = 1 << 20
 
 _TAIL_BYTES = 256 << 10  # longer than any row
 _CLOSED = re.compile(r"audit-(\d{20})\.jsonl")
@@ -27,11 +34,6 @@ _CLOSED = re.compile(r"audit-(\d{20})\.jsonl")
 def closed_name(first_sequence: int) -> str:
     """What a full file is called."""
     return f"audit-{first_sequence:020d}.jsonl"
-
-
-def torn_name(after_sequence: int, number: int) -> str:
-    """What a file with the remains of a row is called."""
-    return f"audit-torn-{after_sequence:020d}-{number}.bin"
 
 
 def closed_files(folder: Path) -> list[tuple[int, Path]]:
@@ -74,6 +76,47 @@ def last_row(fd: int, size: int) -> tuple[tuple[int, str] | None, int]:
             "the end of the audit log holds no whole row; verify it, and move it away",
         )
     return None, 0
+
+
+def set_reserve_aside(folder: Path) -> None:
+    """Have the disk keep room for rows when it is full (docs/security.md, 99). Raises OSError."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    fd = os.open(folder / RESERVE, flags, 0o600)
+    try:
+        os.posix_fallocate(fd, 0, RESERVE_BYTES)
+    except OSError:
+        (folder / RESERVE).unlink()
+        raise
+    finally:
+        os.close(fd)
+
+
+def set_torn_aside(folder: Path, after_sequence: int, data: bytes) -> Path:
+    """Keep the remains of a row in a file of its own, which is returned. Raises OSError."""
+    number = 0
+    while (aside := folder / f"audit-torn-{after_sequence:020d}-{number}.bin").exists():
+        number += 1
+    with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(data)
+    return aside
+
+
+def store(fds: Sequence[int]) -> None:
+    """Have the kernel store what was written to these descriptors, and close them. Raises OSError."""
+    try:
+        for fd in fds:
+            os.fdatasync(fd)
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def remove_old(folder: Path, keep_files: int) -> None:
+    """Remove full files that are both more than ``keep_files`` and old enough. Raises OSError."""
+    for _, path in closed_files(folder)[:-keep_files]:
+        if time.time() - path.stat().st_mtime < MIN_AGE_S:
+            break
+        path.unlink()
 
 
 class HistoryReader:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import structlog
 
+from clawbox.audit.counting import CountedRows
 from clawbox.audit.files import (
     CURRENT,
     LOCK,
@@ -26,7 +27,10 @@ from clawbox.audit.files import (
     closed_name,
     first_sequence,
     last_row,
-    torn_name,
+    remove_old,
+    set_reserve_aside,
+    set_torn_aside,
+    store,
 )
 from clawbox.audit.rows import FIRST_PREV, AuditRow, encode, make_row
 from clawbox.audit.watch import Watchers
@@ -36,13 +40,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
     from pathlib import Path
     from types import TracebackType
-
-MIN_AGE_S = 24 * 3600.0
-"""A full file is kept at least this long, however many there are: a flood must not wash the traces away
-(docs/security.md, 75)."""
-RESERVE_BYTES = 1 << 20
-COUNTED_BURST = 20
-COUNTED_WINDOW_S = 60.0
 
 _SYNC_EVERY_S = 1.0
 _RETRY_EVERY_S = 0.25
@@ -83,7 +80,7 @@ class AuditLog:
         """Whether the failure is that the reserve is spent: what runs is recorded in the room it gave."""
         self._lost = 0
         self._next_try = 0.0
-        self._windows: dict[str, _Window] = {}
+        self._counted = CountedRows(self.append)
         self._watchers = Watchers(folder, lambda: self._last)
         self._dirty = asyncio.Event()
         self._full: list[int] = []  # descriptors of full files, to be stored and closed
@@ -107,8 +104,7 @@ class AuditLog:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for window in list(self._windows.values()):
-            self._close_window(window)
+        self._counted.close()
         self._watchers.end()
         self._closing.set()
         self._dirty.set()
@@ -162,16 +158,7 @@ class AuditLog:
         Of each kind, the first ones of a minute have a row each; the rest of that minute become one row, with
         their ``count`` and ``window_s``.
         """
-        window = self._windows.get(kind)
-        if window is None:
-            window = self._windows[kind] = _Window(kind, decision)
-            loop = asyncio.get_running_loop()
-            window.timer = loop.call_later(COUNTED_WINDOW_S, self._close_window, window)
-        if window.rows < COUNTED_BURST:
-            window.rows += 1
-            self.append(kind, principal=principal, request_id=request_id, decision=decision, **fields)
-        else:
-            window.count += 1
+        self._counted.append(kind, principal=principal, request_id=request_id, decision=decision, **fields)
 
     def require(self) -> None:
         """Raise AUDIT_UNAVAILABLE when rows cannot be written and nothing may happen unrecorded."""
@@ -306,14 +293,6 @@ class AuditLog:
         self._only_reserve_lacks = False
         return True
 
-    def _close_window(self, window: _Window) -> None:
-        if window.timer is not None:
-            window.timer.cancel()
-        if self._windows.get(window.kind) is window:
-            del self._windows[window.kind]
-        if window.count:
-            self.append(window.kind, decision=window.decision, count=window.count, window_s=COUNTED_WINDOW_S)
-
     def _file_is_in_place(self) -> bool:
         mine = os.fstat(self._fd)
         try:
@@ -376,35 +355,25 @@ class AuditLog:
             self._last, self._head = good
         if end == self._size:
             return None
-        number = 0
-        while (aside := self._folder / torn_name(self._last, number)).exists():
-            number += 1
         rest = os.pread(self._fd, self._size - end, end)
-        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(rest)
+        aside = set_torn_aside(self._folder, self._last, rest)
         os.ftruncate(self._fd, end)
         self._size = end
         _log.warning("the end of the audit log was torn and is set aside", file=str(aside), bytes=len(rest))
         return {"cause": "torn by a crash", "bytes": len(rest), "file": aside.name}
 
     def _make_reserve(self) -> None:
-        if self._reserve:
-            return
-        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        fd = os.open(self._folder / RESERVE, flags, 0o600)
-        try:
-            os.posix_fallocate(fd, 0, RESERVE_BYTES)
-        except OSError:
-            (self._folder / RESERVE).unlink()
-            raise
-        finally:
-            os.close(fd)
-        self._reserve = True
+        if not self._reserve:
+            set_reserve_aside(self._folder)
+            self._reserve = True
 
     async def _keep(self) -> None:
         """Have the kernel store what was written, and remove files that are both too many and old enough."""
         while True:
-            self._prune()
+            try:
+                remove_old(self._folder, self._keep_files)
+            except OSError as error:
+                _log.warning("an old audit file could not be removed", error=str(error))
             await self._dirty.wait()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), _SYNC_EVERY_S)
@@ -413,20 +382,11 @@ class AuditLog:
             # A copy: the file may be full and replaced while the thread is at it.
             fds = [*full, os.dup(self._fd)]
             try:
-                await asyncio.to_thread(_store, fds)
+                await asyncio.to_thread(store, fds)
             except OSError as error:
                 self._fail(error)
             if self._closing.is_set():
                 return
-
-    def _prune(self) -> None:
-        try:
-            for _, path in closed_files(self._folder)[: -self._keep_files]:
-                if time.time() - path.stat().st_mtime < MIN_AGE_S:
-                    break
-                path.unlink()
-        except OSError as error:
-            _log.warning("an old audit file could not be removed", error=str(error))
 
     def _close(self) -> None:
         for fd in (*self._full, self._fd, self._lock_fd):
@@ -434,26 +394,6 @@ class AuditLog:
                 os.close(fd)
         self._full = []
         self._fd = self._lock_fd = -1
-
-
-class _Window:
-    """What was counted of one kind in one minute."""
-
-    def __init__(self, kind: str, decision: str) -> None:
-        self.kind = kind
-        self.decision = decision
-        self.rows = 0
-        self.count = 0
-        self.timer: asyncio.TimerHandle | None = None
-
-
-def _store(fds: list[int]) -> None:
-    try:
-        for fd in fds:
-            os.fdatasync(fd)
-    finally:
-        for fd in fds:
-            os.close(fd)
 
 
 def _unavailable(folder: Path, problem: str) -> ClawboxError:

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -27,16 +26,18 @@ from clawbox.telemetry import Metrics
 from tests.egress_world import answers
 from tests.egress_world.ca import TestCa
 from tests.egress_world.upstream import Upstream
-from tests.footprint import is_alive, name_of
+from tests.footprint import children, is_alive, name_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
 
     from clawbox.egress.sandbox_door import SandboxDoor
 
 KEY = "ab" * 32
 TOKEN = "the-token-of-the-sandbox"
 SECRET = "sk-test-0123456789abcdef0123"
+_FORKSERVER = "clawbox-fork"
 
 
 def digest(token: str = TOKEN) -> bytes:
@@ -172,14 +173,7 @@ async def get_at(path: Path, url: str, token: str | None = TOKEN) -> Reply:
 
 
 def processes(name: str) -> list[int]:
-    """This process's descendants of that name, forkservers aside."""
-    return [pid for pid in _descendants(os.getpid()) if name_of(pid) == name and is_alive(pid)]
-
-
-def _descendants(pid: int) -> list[int]:
-    found = []
-    with contextlib.suppress(OSError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                found += [int(child), *_descendants(int(child))]
-    return found
+    """This process's own forkservers, or what they forked, of that name; not those of servers beside it."""
+    forkservers = [pid for pid in children(os.getpid()) if name_of(pid) == _FORKSERVER]
+    candidates = forkservers if name == _FORKSERVER else [pid for one in forkservers for pid in children(one)]
+    return [pid for pid in candidates if name_of(pid) == name and is_alive(pid)]

@@ -74,14 +74,12 @@ class Exchange:
 
     async def head(self, status: int, headers: HeaderList | None = None, reason: str = "Said So") -> None:
         """A status line and headers, and nothing that was not asked for."""
-        lines = [f"HTTP/1.1 {status} {reason}", *(f"{name}: {value}" for name, value in headers or [])]
-        await self.send("\r\n".join([*lines, "", ""]).encode("latin-1"))
+        await self.send(_head(status, headers or [], reason))
 
     async def answer(self, body: bytes, headers: HeaderList | None = None, status: int = 200) -> None:
-        """A whole answer with its Content-Length; no body for HEAD."""
-        await self.head(status, [*(headers or []), ("Content-Length", str(len(body)))])
-        if self.request.method != "HEAD":
-            await self.send(body)
+        """A whole answer with its Content-Length, sent in one go; no body for HEAD."""
+        head = _head(status, [*(headers or []), ("Content-Length", str(len(body)))])
+        await self.send(head if self.request.method == "HEAD" else head + body)
 
     async def read_body(self) -> bytes:
         """The request's body, which is then in ``request.body``; again it is the same."""
@@ -103,6 +101,11 @@ class Exchange:
         with contextlib.suppress(ConnectionError):
             while await self.reader.read(1 << 16):
                 pass
+
+
+def _head(status: int, headers: HeaderList, reason: str = "Said So") -> bytes:
+    lines = [f"HTTP/1.1 {status} {reason}", *(f"{name}: {value}" for name, value in headers)]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
 
 Handler = Callable[[Exchange], Awaitable[None]]

@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import clawbox_client as cb
@@ -19,6 +18,7 @@ from clawbox.egress.credentials import Credential, Secret
 from clawbox.egress.vault import MasterKey, Vault
 from clawbox.wasm.builtin import FOLDER
 from tests.egress_world import TestCa, Upstream, answers
+from tests.footprint import name_of
 from tests.live import LiveServer, init, running
 
 if TYPE_CHECKING:
@@ -210,9 +210,8 @@ async def test_a_request_that_is_never_answered_ends_with_the_run(world: World) 
     assert found.outcome is cb.Outcome.TIMEOUT
 
 
-def _sidecars(world: World) -> list[int]:
-    names = {pid: Path(f"/proc/{pid}/comm") for pid in world.server.descendants()}
-    return [pid for pid, name in names.items() if name.exists() and name.read_text().strip() == SIDECAR]
+def _sidecars(world: World) -> set[int]:
+    return {pid for pid in world.server.descendants() if name_of(pid) == SIDECAR}
 
 
 async def test_a_sidecar_that_dies_fails_the_request_alone_and_is_followed_by_another(world: World) -> None:
@@ -229,12 +228,16 @@ result = errors
     seen = len(world.upstream.seen)
     waiting = asyncio.create_task(world.python(code, [world.url("/never"), world.url()]))
     await world.upstream.arrived(seen + 1)
-    for pid in _sidecars(world):
+    killed = _sidecars(world)
+    for pid in killed:
         os.kill(pid, signal.SIGKILL)
     found = await waiting
 
     assert found.error is None, found.error
     assert [error.split(":")[0] for error in found.result] == ["HTTP error"] * 2
+    async with asyncio.timeout(60):
+        while len(_sidecars(world) - killed) < len(killed):  # noqa: ASYNC110 - until then it may not know
+            await asyncio.sleep(0.01)
     assert (await world.python(code, [world.url()])).result == []
 
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from clawbox.audit import AuditLog, verify
+from clawbox.audit import AuditLog, counting, files, verify
 from clawbox.audit import log as log_module
 from clawbox.audit import watch as watch_module
 from clawbox.errors import ClawboxError, Reason
@@ -76,7 +76,7 @@ async def test_rule_75_full_files_are_removed_by_age_never_by_number_alone(tmp_p
     await written(tmp_path, 60, max_file_bytes=4096, keep_files=1)
     closed = sorted(tmp_path.glob("audit-0*.jsonl"))
     assert len(closed) > 3
-    old = time.time() - log_module.MIN_AGE_S - 60
+    old = time.time() - files.MIN_AGE_S - 60
     for path in closed[:-2]:
         os.utime(path, (old, old))
     await written(tmp_path, 1, keep_files=1)
@@ -240,18 +240,18 @@ async def test_rule_75_beyond_a_rate_rows_of_strangers_are_counted_in_one(tmp_pa
             log.append_counted("token_refused", decision="denied", peer=f"10.0.0.{number % 256}")
         log.append_counted("other_kind", decision="denied")
     found = rows(tmp_path)
-    assert len(found) == log_module.COUNTED_BURST + 2
+    assert len(found) == counting.BURST + 2
     assert found[-1]["kind"] == "token_refused"
     assert found[-1]["decision"] == "denied"
-    assert found[-1]["fields"] == {"count": 1000 - log_module.COUNTED_BURST, "window_s": 60.0}
+    assert found[-1]["fields"] == {"count": 1000 - counting.BURST, "window_s": 60.0}
 
 
 async def test_counted_rows_are_written_when_their_window_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(log_module, "COUNTED_WINDOW_S", 0.01)
+    monkeypatch.setattr(counting, "WINDOW_S", 0.01)
     async with AuditLog(tmp_path) as log:
-        for _ in range(log_module.COUNTED_BURST + 5):
+        for _ in range(counting.BURST + 5):
             log.append_counted("token_refused", decision="denied")
-        async for row in log.watch(after_sequence=log_module.COUNTED_BURST):
+        async for row in log.watch(after_sequence=counting.BURST):
             assert row.fields["count"] == 5
             break
 
