@@ -112,6 +112,7 @@ leak-report: $(VENV)/stamps/installed  ## Count what the leak scanner finds, mis
 .PHONY: generate
 generate: $(VENV)/stamps/dev  ## Write the generated files anew: stubs from protos/, docs from the code
 	@$(BIN)/buf generate
+	@$(BIN)/python -m tools.assemble_gate
 	@$(BIN)/python -m tools.generate_error_docs
 	@$(BIN)/python -m tools.generate_refusal_docs
 	@$(BIN)/python -m tools.generate_cli_docs

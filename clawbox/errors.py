@@ -74,6 +74,11 @@ class Reason(enum.Enum):
         "The image is not one that the operator allows.",
         "Use an allowed image or a template.",
     )
+    IMAGE_REFUSED = _Spec(
+        Code.FAILED_PRECONDITION,
+        "The image asks for something that no sandbox may have.",
+        "Use an image without it; the message says what it is.",
+    )
     TOOL_NOT_FOUND = _Spec(
         Code.NOT_FOUND,
         "There is no tool of that name that the caller may see.",

@@ -46,6 +46,7 @@ __all__ = [
     "limit_ranges",
     "manifest_excess",
     "narrow_tool",
+    "over_limit",
 ]
 
 _MIB = 1 << 20
@@ -286,7 +287,7 @@ def _narrow_network(
     maximum = min(manifest.max_concurrent or DEFAULT_MAX_CONCURRENT, server.max_concurrent)
     asked = requested.max_concurrent or maximum
     if asked > maximum:
-        raise _over_limit("capabilities.network.max_concurrent", asked, maximum, "manifest")
+        raise over_limit("capabilities.network.max_concurrent", asked, maximum, "manifest")
     return NetworkGrant(rules=rules, max_concurrent=asked)
 
 
@@ -322,7 +323,7 @@ def _narrow_limits(requested: Requested, ranges: dict[str, LimitRange]) -> Limit
         if asked <= 0:
             raise invalid_field(field, "must be greater than zero; leave it out for the default", "minimum")
         if asked > within.maximum:
-            raise _over_limit(field, asked, within.maximum, within.set_by)
+            raise over_limit(field, asked, within.maximum, within.set_by)
         return asked
 
     return Limits(
@@ -364,7 +365,8 @@ def _range(
     return LimitRange(min(default, maximum), maximum, "manifest" if manifest_sets else "server")
 
 
-def _over_limit(field: str, asked: int, allowed: int, layer: str) -> ClawboxError:
+def over_limit(field: str, asked: int, allowed: int, layer: str) -> ClawboxError:
+    """The error for a number that is more than a layer (``manifest``, ``server`` …) allows."""
     return ClawboxError(
         Reason.POLICY_DENIED,
         "{field}: {asked} is more than the {layer} allows ({allowed})",

@@ -1,4 +1,4 @@
-"""What the server's identity key signs, by purpose.
+"""What the server's identity key signs and authenticates, by purpose.
 
 By itself, so that the process with the key, which is forked and small, imports nothing of those who check.
 """
@@ -6,8 +6,14 @@ By itself, so that the process with the key, which is forked and small, imports 
 from __future__ import annotations
 
 _AUDIT_HEAD = "clawbox audit head 1"
+_CONTAINER_LABELS = "clawbox container labels 1"
 
 
 def audit_head_text(sequence: int, digest: str) -> bytes:
     """The bytes that a signature is over. Domain-separated: the same key signs nothing else in this form."""
     return f"{_AUDIT_HEAD}\n{sequence}:{digest}".encode()
+
+
+def container_labels_text(labels: str) -> bytes:
+    """The bytes that the MAC of a container's labels is over; ``labels`` in their one form as JSON."""
+    return f"{_CONTAINER_LABELS}\n{labels}".encode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -63,12 +64,22 @@ def _descendants(pid: int) -> list[int]:
     return found
 
 
-def free_port() -> int:
-    """A TCP port of the loopback interface that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def free_ports() -> tuple[int, int]:
+    """Two TCP ports of the loopback interface that nobody listens on now.
+
+    None of those that the kernel gives whoever asks for any (ip(7), ip_local_port_range): between here and
+    the server's start somebody may.
+    """
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    choice = range(first // 2, first) if first > 16_384 else (0,)
+    with contextlib.ExitStack() as held:
+        found: list[int] = []
+        while len(found) < 2:
+            probe = held.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", random.choice(choice)))
+                found.append(probe.getsockname()[1])
+        return found[0], found[1]
 
 
 def init(home: Path, settings: str = "") -> Path:
@@ -96,7 +107,7 @@ def running(
     ask a server with TLS whether it serves.
     """
     config = init(home, settings)
-    port, metrics_port = free_port(), free_port()
+    port, metrics_port = free_ports()
     env = {
         **os.environ,
         "CLAWBOX_PORT": str(port),

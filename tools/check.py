@@ -23,6 +23,7 @@ CHECKS: dict[str, tuple[str, ...]] = {
     # One module, because the image holds one: what is vendored for google.rpc is not ours to keep stable.
     "buf-breaking": ("buf", "breaking", "protos", "--against", "protos/release.binpb"),
     "stubs": ("python", "-m", "tools.check_generated"),
+    "gate": ("python", "-m", "tools.assemble_gate", "--check"),
     "errors.md": ("python", "-m", "tools.generate_error_docs", "--check"),
     "egress-refusals.md": ("python", "-m", "tools.generate_refusal_docs", "--check"),
     "cli.md": ("python", "-m", "tools.generate_cli_docs", "--check"),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
@@ -52,7 +53,16 @@ def build_app() -> typer.Typer:
     app.add_typer(creds.app, name="creds")
     app.add_typer(egress.app, name="egress")
     app.add_typer(audit.app, name="audit")
+    for group in (app, *(mounted.typer_instance for mounted in app.registered_groups)):
+        for command in group.registered_commands if group is not None else ():
+            command.help = command.help or _flowing(command.callback)
     return app
+
+
+def _flowing(command: Callable[..., object] | None) -> str:
+    """A docstring whose lines are the terminal's to break: typer breaks where the source does, too."""
+    paragraphs = (inspect.getdoc(command) or "").split("\n\n")
+    return "\n\n".join(paragraph.replace("\n", " ") for paragraph in paragraphs)
 
 
 def _root(

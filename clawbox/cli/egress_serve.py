@@ -3,14 +3,12 @@
 import asyncio
 import contextlib
 import hashlib
-import ipaddress
 import os
-import re
 import secrets
 import shlex
 import socket as sockets
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,6 +18,7 @@ import typer
 from clawbox.cli import grants
 from clawbox.cli.audit import row_line
 from clawbox.cli.errors import CliError, ExitCode
+from clawbox.cli.listening import address_of, bracketed, listening_tcp, listening_unix, place_of
 from clawbox.cli.output import print_error, print_json_line, write
 
 if TYPE_CHECKING:
@@ -91,7 +90,7 @@ def serve(
         hide_master_key()  # before anything is started: this may be where the program is executed anew
     except OSError as error:
         raise CliError(f"the master key cannot be hidden: {error}") from error
-    places = [_place(text, insecure=insecure) for text in listen or ()]
+    places = [place_of(text, insecure=insecure) for text in listen or ()]
     paths = [path.absolute() for path in socket or ()]
     if not places and not paths:
         raise CliError("there is nowhere to listen", hint="Give --listen 127.0.0.1:3128 or --socket PATH")
@@ -104,9 +103,9 @@ def serve(
     token = _read_token(token_file) if token_file is not None else secrets.token_urlsafe(32)
     configure_logging(LoggingSettings(format="text", level="warning"))
     with contextlib.ExitStack() as stack:
-        listeners = [stack.enter_context(_listening_tcp(host, port)) for host, port in places]
-        bound = [_address(listener) for listener in listeners]
-        listeners += [stack.enter_context(_listening_unix(path)) for path in paths]
+        listeners = [stack.enter_context(listening_tcp(host, port)) for host, port in places]
+        bound = [address_of(listener) for listener in listeners]
+        listeners += [stack.enter_context(listening_unix(path)) for path in paths]
         temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="clawbox-egress-")))
         run = _Run(
             grant_path=grant.absolute(),
@@ -242,7 +241,7 @@ class _Run:
             os.close(opened)
 
     def _announce(self) -> None:
-        places = [f"{_bracketed(host)}:{port}" for host, port in self.tcp]
+        places = [f"{bracketed(host)}:{port}" for host, port in self.tcp]
         names = [*places, *(f"unix:{path}" for path in self.unix)]
         made = None if self.token_file else self.token
         if self.as_json:
@@ -272,9 +271,9 @@ class _Run:
         token = f"$(cat {shlex.quote(str(self.token_file))})" if self.token_file else self.token
         if self.tcp:
             where, port = self.tcp[0]
-            proxy = f"--proxy http://x:{token}@{_bracketed(where)}:{port}"
+            proxy = f"--proxy http://x:{token}@{bracketed(where)}:{port}"
             if self.token_file:  # whose characters may mean something in a URL
-                proxy = f'--proxy http://{_bracketed(where)}:{port} --proxy-user "x:{token}"'
+                proxy = f'--proxy http://{bracketed(where)}:{port} --proxy-user "x:{token}"'
             return f"curl {proxy} --cacert {shlex.quote(str(self.ca_path))} {url}"
         header = f'-H "Proxy-Authorization: Bearer {token}"'
         return f"curl --unix-socket {shlex.quote(str(self.unix[0]))} {header} http://localhost/{url}"
@@ -298,7 +297,7 @@ def _example_url(rules: "Sequence[NetworkRule]") -> str:
     if not rules:
         return "https://example.com/"
     rule = rules[0]
-    host = _bracketed(rule.host.removeprefix("*").removeprefix(".") or "example.com")
+    host = bracketed(rule.host.removeprefix("*").removeprefix(".") or "example.com")
     path = rule.path_prefixes[0] if rule.path_prefixes else "/"
     if 443 in rule.ports:
         return f"https://{host}{path}"
@@ -331,52 +330,6 @@ async def _print_rows(audit: "AuditLog") -> None:
                 print_error(row_line(row))
 
 
-@contextlib.contextmanager
-def _listening_tcp(host: str, port: int) -> Iterator[sockets.socket]:
-    from clawbox.egress.standalone import listen_tcp  # noqa: PLC0415 - not for --help
-
-    try:
-        listener = listen_tcp(host, port)
-    except OSError as error:
-        raise CliError(f"--listen {_bracketed(host)}:{port}: {error.strerror or error}") from None
-    with listener:
-        yield listener
-
-
-@contextlib.contextmanager
-def _listening_unix(path: Path) -> Iterator[sockets.socket]:
-    from clawbox.egress.standalone import UnixSocket  # noqa: PLC0415 - not for --help
-
-    try:
-        listener = UnixSocket(path)
-    except OSError as error:
-        raise CliError(f"--socket {path}: {error.strerror or error}") from None
-    with listener:
-        yield listener.socket
-
-
-def _place(text: str, *, insecure: bool) -> tuple[str, int]:
-    found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+)|(localhost)):([0-9]{1,5})", text)
-    if found is None or int(found[4]) > 65535:
-        raise CliError(f"--listen {text}: not ADDR:PORT", hint="127.0.0.1:3128, for one, or [::1]:0")
-    host = "127.0.0.1" if found[3] else found[1] or found[2]
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        raise CliError(f"--listen {text}: {host} is no IP address") from None
-    if not address.is_loopback and not insecure:
-        raise CliError(
-            f"--listen {text}: not a loopback address, so the network would see the token",
-            hint="Say --insecure where that is meant, for a bridge of containers for one",
-        )
-    return str(address), int(found[4])
-
-
-def _address(listener: sockets.socket) -> tuple[str, int]:
-    host, port, *_ = listener.getsockname()
-    return str(host), int(port)
-
-
 def _read_token(path: Path) -> str:
     from clawbox.config.fields import is_token  # noqa: PLC0415 - not for --help
 
@@ -387,10 +340,6 @@ def _read_token(path: Path) -> str:
             hint=f"`openssl rand -hex 32 > {path}` makes one",
         )
     return token
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
 
 
 def _digest(path: Path) -> str:

@@ -12,6 +12,7 @@ from clawbox.config.fields import (
     Bytes,
     Count,
     FilePath,
+    Flag,
     Megabytes,
     Milliseconds,
     MillisecondsOrZero,
@@ -115,5 +116,7 @@ class ImagesSettings(Settings):
     """Image of a request that names neither image nor template."""
     allowed: tuple[str, ...] = ("ghcr.io/n0xmare/", "alpine", "ubuntu", "debian", "clawbox/")
     """Allowed images: an exact repository name, or a prefix that ends with ``/``."""
+    require_digest: Flag = False
+    """Whether a request must name its image by digest; anyone who can tag images chooses what a tag means."""
     templates: dict[Name, ImageTemplate] = Field(default_factory=dict)
     """Templates by name."""

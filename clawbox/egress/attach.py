@@ -14,7 +14,7 @@ import msgspec
 from msgspec import structs
 
 from clawbox.egress.credentials import BasicAttachment, Credential, HeaderAttachment, QueryAttachment
-from clawbox.egress.http.headers import canonical_name
+from clawbox.egress.http.headers import Field, canonical_name
 from clawbox.egress.refusal import Denial, RefusedError
 from clawbox.egress.rules import may_attach
 
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from clawbox.egress.credentials import SandboxSecrets
     from clawbox.egress.target import Target
-
-Header = tuple[bytes, bytes]
 
 _MAX_DECODINGS: Final = 10
 # Names that carry who the client is, as services document them; `idempotency-key` and `if-match` do not.
@@ -49,7 +47,7 @@ class Stripped(msgspec.Struct, frozen=True):
     """A request without authentication of the client's own."""
 
     target: Target
-    headers: tuple[Header, ...]
+    headers: tuple[Field, ...]
     removed: tuple[str, ...]
     """Names of headers and parameters: for the audit row."""
 
@@ -58,7 +56,7 @@ class Attached(msgspec.Struct, frozen=True):
     """A request that holds a secret: goes upstream, and nowhere else."""
 
     target: Target
-    headers: tuple[Header, ...]
+    headers: tuple[Field, ...]
 
     def __repr__(self) -> str:
         """Nothing of the request: the query may be the secret."""
@@ -93,7 +91,7 @@ def credentials_of(granted: Iterable[str], secrets: SandboxSecrets, host: str) -
     return tuple(one for one in held if one is not None and host in one.scope.hosts)
 
 
-def strip_client_auth(credential: Credential, target: Target, headers: Iterable[Header]) -> Stripped:
+def strip_client_auth(credential: Credential, target: Target, headers: Iterable[Field]) -> Stripped:
     """The request without any way in which the client could say who it is (properties 39, 69, 70).
 
     Else an attacker's own account at an allowed host is a way out. Gone are Authorization, Cookie, headers
@@ -123,7 +121,7 @@ def strip_client_auth(credential: Credential, target: Target, headers: Iterable[
     return Stripped(structs.replace(target, query=query), tuple(kept), tuple(removed))
 
 
-def attach(credential: Credential, method: str, target: Target, headers: Iterable[Header]) -> Attached:
+def attach(credential: Credential, method: str, target: Target, headers: Iterable[Field]) -> Attached:
     """The request with the secret in it. ``headers`` are those of :func:`strip_client_auth`.
 
     Raises NotAttachableError when the credential is not for the request.

@@ -35,9 +35,8 @@ from clawbox.egress.shapes import CREDENTIAL_SHAPES
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from clawbox.egress.http.headers import Field
     from clawbox.network_rules import ShapeAction
-
-Header = tuple[bytes, bytes]
 
 _MAX_DECODINGS: Final = 10
 """How often percent-encoding is undone, as in the Rust clawbox 0.1."""
@@ -53,7 +52,7 @@ class HeadVerdict(msgspec.Struct, frozen=True):
     """What may become of a head, or of trailers."""
 
     findings: tuple[Finding, ...] = ()
-    headers: tuple[Header, ...] = ()
+    headers: tuple[Field, ...] = ()
     """Those that may go on, redacted where something was found; none when it is refused."""
 
     @property
@@ -90,7 +89,7 @@ class LeakDetector:
         """Whether there is a secret in a text."""
         return self._suspicious([text.encode("utf-8", "surrogatepass")])
 
-    def outbound_head(self, url: str, headers: Iterable[Header], on_shape: ShapeAction) -> HeadVerdict:
+    def outbound_head(self, url: str, headers: Iterable[Field], on_shape: ShapeAction) -> HeadVerdict:
         """Whether the head of a request may leave, which headers with it.
 
         Asked after the client's own authentication was taken out, before a credential is attached. ``url`` is
@@ -114,7 +113,7 @@ class LeakDetector:
         verdict = HeadVerdict(tuple(dict.fromkeys(findings)), tuple(kept))
         return HeadVerdict(verdict.findings) if verdict.refused else verdict
 
-    def inbound_head(self, headers: Iterable[Header]) -> HeadVerdict:
+    def inbound_head(self, headers: Iterable[Field]) -> HeadVerdict:
         """What of a response's headers may go on (property 49); one that cannot be cleaned is left out."""
         headers = tuple(headers)
         if not self._suspicious([part for header in headers for part in header]):
@@ -128,11 +127,11 @@ class LeakDetector:
                 kept.append(cleaned)
         return HeadVerdict(tuple(dict.fromkeys(findings)), tuple(kept))
 
-    def outbound_trailers(self, trailers: Iterable[Header], on_shape: ShapeAction) -> HeadVerdict:
+    def outbound_trailers(self, trailers: Iterable[Field], on_shape: ShapeAction) -> HeadVerdict:
         """As :meth:`outbound_head`, for what follows a request's body."""
         return _as_trailers(self.outbound_head("", trailers, on_shape))
 
-    def inbound_trailers(self, trailers: Iterable[Header]) -> HeadVerdict:
+    def inbound_trailers(self, trailers: Iterable[Field]) -> HeadVerdict:
         """As :meth:`inbound_head`, for what follows a response's body."""
         return _as_trailers(self.inbound_head(trailers))
 
@@ -173,7 +172,7 @@ class LeakDetector:
                 for match in patterns.find(view):
                     yield Finding(match.pattern.name, match.pattern.kind, place, judge(match, view))
 
-    def _clean(self, header: Header, judge: Judge) -> tuple[list[Finding], Header | None]:
+    def _clean(self, header: Field, judge: Judge) -> tuple[list[Finding], Field | None]:
         """What is in a header, and the header as it may go on: None when it cannot be cleaned."""
         name, value = header
         found = list(self._look(name, Place.HEADER_NAME, judge))

@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 SIDECAR: Final = "sidecar"
 """The launcher's name of the kind."""
 START_SECONDS: Final = 10.0
+"""How long a sidecar may take until it serves, and whoever needs one waits."""
 FINISH_SECONDS: Final = 5.0
 """How long a sidecar may take to end what is under way before it is killed."""
 
@@ -186,7 +187,10 @@ class SandboxDoor:
         self._listeners.add_unix(path, self._hand)
 
     def listen_tcp(self, sock: socket.socket) -> None:
-        """Have the sidecar serve a TCP socket that listens; requests there need the token. Takes ``sock``."""
+        """Have the sidecar serve a socket that listens, TCP as a rule; requests there need the token.
+
+        ``sock`` is closed with the door.
+        """
         self._listeners.add_tcp(sock, self._hand, namespace=False)
 
     def listen_namespace(self, sock: socket.socket) -> None:

@@ -60,8 +60,9 @@ MAX_DESCRIPTORS: Final = 1300
 MAX_UNSENT_BYTES: Final = 256 << 10
 """What may wait for control to read it before new requests are refused: some hundreds of rows."""
 DATA_BYTES: Final = 256 << 20
-
+"""Private memory that it may have beside what it inherits (RLIMIT_DATA)."""
 MAX_THREADS: Final = 4
+"""The main one and that of the event loop; the others are room for libraries."""
 _MAX_FOUND: Final = 64
 
 

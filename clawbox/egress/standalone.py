@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Self
 from clawbox.audit import signed_heads
 from clawbox.egress.keeper.bootstrap import open_keys
 from clawbox.egress.supervisor import EgressSetup, EgressSupervisor
+from clawbox.egress.unix_listener import BACKLOG
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from clawbox.egress.sandbox_door import SandboxDoor
     from clawbox.egress.supervisor import Metrics
 
-BACKLOG: Final = 128
 SOCKET_MODE: Final = 0o600
 
 
@@ -89,6 +89,9 @@ def listen_tcp(host: str, port: int) -> socket.socket:
 
 class UnixSocket:
     """A Unix socket that listens at ``path``, for this user alone, and is removed when left.
+
+    That of a server, for a container, is :class:`clawbox.egress.unix_listener.UnixListener`: for whoever has
+    the token, in a folder that the container sees.
 
     What an earlier process left there is replaced if it is a socket on which nobody listens. Raises OSError.
     """

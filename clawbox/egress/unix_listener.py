@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 BACKLOG: Final = 128
+"""Connections that wait in the kernel to be accepted."""
 
 _FOLDER_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from clawbox.policy import ToolGrant
 
 IDLE_SECONDS: Final = 60.0
+"""How long a sidecar that no call uses is kept for the next one."""
 MAX_SIDECARS: Final = 64
+"""Owners and grants that can have calls under way at once, each with a sidecar."""
 _TOKEN_BYTES: Final = 32
 
 

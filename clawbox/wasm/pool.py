@@ -25,6 +25,7 @@ from clawbox.children.launcher import (
 )
 from clawbox.errors import ClawboxError, Reason
 from clawbox.wasm.call import Call
+from clawbox.wasm.choosing import OVERDUE_SECONDS, choose_worker, is_overdue
 from clawbox.wasm.messages import (
     MAX_CONTROL_FRAME_BYTES,
     MAX_VIOLATIONS,
@@ -39,7 +40,8 @@ from clawbox.wasm.messages import (
     frame_limit,
 )
 from clawbox.wasm.model import InvalidInputError, Limits, OnEvent, Outcome, Run, RunResult, ToolCode
-from clawbox.wasm.pool_worker import Fit, PoolWorker
+from clawbox.wasm.pool_worker import PoolWorker
+from clawbox.wasm.starts import Starts, unavailable
 from clawbox.wasm.waiting import WaitingCalls
 
 if TYPE_CHECKING:
@@ -60,15 +62,10 @@ MAX_MEMORY_BYTES: Final = 1 << 30
 MAX_RESPONSE_BYTES: Final = 1 << 20
 GRACE_SECONDS: Final = 0.1
 """How much longer than its limit a run may take before its worker is killed; the worker ends most itself."""
-OVERDUE_SECONDS: Final = 0.025
-"""A call that waited so long gets a worker beyond the warm ones: those may all be waiting for something."""
 SURPLUS_IDLE_SECONDS: Final = 10.0
 START_SECONDS: Final = 15.0
 PREPARE_SECONDS: Final = 2.0
-_SKIP_PREPARING_SECONDS: Final = 0.05
 _STARTS_AT_ONCE: Final = 4
-_START_FAILURES_TOLERATED: Final = 3
-_LONGEST_PAUSE_SECONDS: Final = 10.0
 
 _encoder = msgspec.msgpack.Encoder()
 
@@ -139,12 +136,7 @@ class WorkerPool:
         self._running: set[asyncio.Task[Any]] = set()
         self._stack = contextlib.AsyncExitStack()
         self._open = False
-        self._start_failures = 0
-        self._resume_at = 0.0
-        self._resuming: asyncio.TimerHandle | None = None
-        self._failing = False
-        self._available = True
-        self._watchers: list[Callable[[bool], None]] = []
+        self._starts = Starts(lambda: bool(self._spare or self._idle or self._busy), self._dispatch)
         self._started_total = 0
         self._lost_total = 0
 
@@ -195,8 +187,7 @@ class WorkerPool:
 
         They cannot while no worker is ready and none can be started.
         """
-        self._watchers.append(tell)
-        tell(self._available)
+        self._starts.watch(tell)
 
     async def preload(self, code: ToolCode) -> None:
         """Have workers that are started from now on know ``code``, so that its first call need not wait.
@@ -218,13 +209,13 @@ class WorkerPool:
         if not self._open:
             raise ClawboxError(Reason.SHUTTING_DOWN, "the server is stopping")
         call = Call(run, on_event, self._loop.time(), door)
-        worker = self._find(call) if not self._waiting else None
+        worker = self._choose(call) if not self._waiting else None
         if worker is not None:
             self._assign(worker, call)
         else:
-            pause = self._resume_at - call.queued_at
+            pause = self._starts.paused_for(call.queued_at)
             if pause > 0:
-                raise _unavailable("workers cannot be started", pause)
+                raise unavailable("workers cannot be started", pause)
             self._waiting.add(call)
             self._loop.call_later(OVERDUE_SECONDS, self._dispatch)
             self._dispatch()
@@ -236,37 +227,16 @@ class WorkerPool:
 
     # Which worker gets which call.
 
-    def _find(self, call: Call) -> PoolWorker | None:
-        """A worker that may run ``call`` now.
-
-        Best is one that ran the same tool last and has the next instance ready; among equals the one that
-        ran last, whose caches are warm. One that still makes its next instance would keep the call waiting.
-        """
-        now = self._loop.time()
-        best: PoolWorker | None = None
-        best_rank = len(Fit)
-        for worker in self._idle:
-            if worker.owner != call.run.owner or not worker.can_run(call):
-                continue
-            if worker.preparing_since is not None and now - worker.preparing_since > _SKIP_PREPARING_SECONDS:
-                continue
-            rank = worker.fit(call)
-            if rank <= best_rank:
-                best, best_rank = worker, rank
-        if best is not None and best.preparing_since is None:
-            return best
-        another = len(self._busy) + len(self._idle) < self._size
-        if another or (best is None and self._may_take_spare(call, now)):
-            spare = next((spare for spare in self._spare if spare.can_run(call)), None)
-            return spare or best
-        return best
-
-    def _may_take_spare(self, call: Call, now: float) -> bool:
-        busy = len(self._busy)
-        return busy < self._size or (busy < self._max and self._is_overdue(call, now))
-
-    def _is_overdue(self, call: Call, now: float) -> bool:
-        return now - call.queued_at >= OVERDUE_SECONDS * 0.9  # a timer may fire a little early
+    def _choose(self, call: Call) -> PoolWorker | None:
+        return choose_worker(
+            call,
+            self._loop.time(),
+            idle=self._idle,
+            spare=self._spare,
+            busy=len(self._busy),
+            size=self._size,
+            most=self._max,
+        )
 
     def _assign(self, worker: PoolWorker, call: Call) -> None:
         if worker.owner is None:
@@ -301,7 +271,7 @@ class WorkerPool:
         while progress:
             progress = False
             for call in self._waiting.firsts():
-                worker = self._find(call)
+                worker = self._choose(call)
                 if worker is not None:
                     self._waiting.served(call)
                     self._assign(worker, call)
@@ -311,7 +281,7 @@ class WorkerPool:
     def _provide(self) -> None:
         """Load what waiting calls need, replace spares that lack something, and start workers."""
         now = self._loop.time()
-        if not self._open or now < self._resume_at:
+        if not self._open or self._starts.paused_for(now) > 0:
             return
         waiting = overdue = 0
         for call in self._waiting:
@@ -319,7 +289,7 @@ class WorkerPool:
                 self._load(call.run.code)
             else:
                 waiting += 1
-                overdue += self._is_overdue(call, now)
+                overdue += is_overdue(call, now)
         busy = len(self._busy)
         missing = max(min(waiting, self._size - busy), min(overdue, self._max - busy))
         if not self._loading:
@@ -355,7 +325,7 @@ class WorkerPool:
             for call in self._waiting.take(code.digest):
                 call.fail(failure)
         except ForkServerGoneError as error:
-            failure = _unavailable(str(error), error.retry_after)
+            failure = unavailable(str(error), error.retry_after)
         except ChildrenUnavailableError as error:
             failure = self._pause(str(error), error.retry_after)
         except OSError as error:
@@ -398,10 +368,8 @@ class WorkerPool:
             return
         self._spare.append(worker)
         self._started_total += 1
-        if self._failing:
-            self._failing = False
-            _log.warning("workers can be started again")
-            self._reconsider()
+        self._starts.succeeded()
+        self._reconsider()
         if self._observer is not None:
             self._observer.worker_started()
 
@@ -417,7 +385,7 @@ class WorkerPool:
                 well = result.outcome in _ENDED_WELL and not message.trapped and not message.bloated
                 self._rest(worker, prepares=message.prepares) if well else self._retire(worker)
                 call.resolve(result)
-                self._start_failures = 0
+                self._starts.served()
                 self._dispatch_if_waiting()
             case Refused(violations) if call is not None:
                 self._released(worker, call)
@@ -456,8 +424,8 @@ class WorkerPool:
             call.resolve(worker.lost_result(call, self._loop.time()))
         if worker.why == "lost":
             self._lost_total += 1
-            if not worker.calls:
-                self._start_failed()
+            if not worker.calls and (seconds := self._starts.failed()) is not None:
+                self._pause("workers end as they start", seconds)
         if self._observer is not None:
             self._observer.worker_ended(worker.why)
         self._reconsider()
@@ -513,38 +481,17 @@ class WorkerPool:
 
     # What goes wrong around workers.
 
-    def _start_failed(self) -> None:
-        self._start_failures += 1
-        excess = self._start_failures - _START_FAILURES_TOLERATED
-        if excess >= 0:
-            self._pause("workers end as they start", min(0.1 * 2**excess, _LONGEST_PAUSE_SECONDS))
-
     def _pause(self, why: str, seconds: float) -> ClawboxError:
         """Start nothing for a while, and keep nobody waiting for it."""
-        if not self._failing:
-            self._failing = True
-            _log.error("no worker can be started; it is tried again and again: %s", why)
+        error = self._starts.pause(why, seconds)
         self._reconsider()
-        if self._resuming is not None:
-            self._resuming.cancel()
-        self._resume_at = self._loop.time() + seconds
-        self._resuming = self._loop.call_later(seconds, self._resume)
-        error = _unavailable(why, seconds)
         for call in self._waiting.take():
             call.fail(error)
         return error
 
-    def _resume(self) -> None:
-        # The timer decides, not the clock: a timer may fire a little before the time that it was set for.
-        self._resume_at = 0.0
-        self._dispatch()
-
     def _reconsider(self) -> None:
-        available = not self._failing or bool(self._spare or self._idle or self._busy)
-        if available is not self._available and self._open:
-            self._available = available
-            for tell in self._watchers:
-                tell(available)
+        if self._open:
+            self._starts.reconsider()
 
     def _dispatch_if_waiting(self) -> None:
         if self._waiting:
@@ -561,9 +508,3 @@ def _data_bytes(max_memory_bytes: int, max_response_bytes: int) -> int:
     """The hard limit of a worker: what the largest run may need, and an instance that was prepared for it."""
     largest = Limits(timeout_ms=1, fuel=1, memory_bytes=max_memory_bytes)
     return data_allowance(largest, MAX_CONTROL_FRAME_BYTES, max_response_bytes) + max_memory_bytes
-
-
-def _unavailable(why: str, retry_after: float) -> ClawboxError:
-    return ClawboxError(
-        Reason.SANDBOX_UNAVAILABLE, "no sandbox can be started: {why}", retry_after=retry_after, why=why
-    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import socket
 import subprocess
 import threading
 from pathlib import Path
@@ -18,7 +17,7 @@ from clawbox.wasm.compiler import BUILTIN_FOLDER
 from tests.caller import UNLIMITED, Caller, upload_messages
 from tests.faults.conftest import TOOLS, admin
 from tests.footprint import eventually, is_alive
-from tests.live import CLAWBOX
+from tests.live import CLAWBOX, free_ports
 
 
 def _killed(server):
@@ -81,10 +80,7 @@ def test_the_next_server_goes_on_where_the_killed_one_was(serve, tmp_path):
 
 def test_a_second_server_does_not_start_in_the_same_folder(server):
     """And does not disturb the first."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {**os.environ, "CLAWBOX_PORT": str(port), "CLAWBOX_METRICS__PORT": "0"}
+    environment = {**os.environ, "CLAWBOX_PORT": str(free_ports()[0]), "CLAWBOX_METRICS__PORT": "0"}
     ended = subprocess.run(
         [CLAWBOX, "serve", "--config", server.home / "config.toml"],
         env=environment,

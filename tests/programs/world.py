@@ -36,7 +36,7 @@ ALLOWED = ("api.example.test", "git.example.test", "packages.example.test")
 REFUSED = "refused.example.test"
 """Answers like the others, to who gets there."""
 CLIENTS = Path(__file__).parent / "clients"
-SECONDS = 60
+SECONDS = 100
 """For one program."""
 
 T = TypeVar("T")

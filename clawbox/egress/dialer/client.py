@@ -38,11 +38,6 @@ class DialerClient:
         self._peer: PacketSocket | None = None
         self.replace(sock)
 
-    @property
-    def connected(self) -> bool:
-        """Whether a dialer is at the other end."""
-        return self._peer is not None
-
     async def dial(self, host: str, port: int) -> Dialed:
         """A connection to a host as ``network_rules.canonical_host`` writes it. Raises RefusedError."""
         async with self._room:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 KIND: Final = "dialer"
 START_SECONDS: Final = 30.0
+"""How long a dialer may take to say that it is ready."""
 
 _DECODER: Final = msgspec.msgpack.Decoder[FromDialer](FromDialer)
 

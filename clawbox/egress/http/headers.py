@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+Field: TypeAlias = tuple[bytes, bytes]
+"""Name and value of one header line."""
 
 # RFC 9110 7.6.1 and what proxies besides have come to treat so; TE is not passed on, since trailers are
 # forwarded whether or not they were asked for.
@@ -71,11 +74,11 @@ class Headers:
 
     __slots__ = ("_items", "_names")
 
-    def __init__(self, items: Iterable[tuple[bytes, bytes]] = ()) -> None:
+    def __init__(self, items: Iterable[Field] = ()) -> None:
         self._items = tuple(items)
         self._names = [name.lower() for name, _ in self._items]
 
-    def __iter__(self) -> Iterator[tuple[bytes, bytes]]:
+    def __iter__(self) -> Iterator[Field]:
         return iter(self._items)
 
     def __len__(self) -> int:
@@ -107,7 +110,7 @@ class Headers:
         listed = b",".join(self.values(name)).lower().split(b",")
         return frozenset(token.strip(b" \t") for token in listed) - {b""}
 
-    def without(self, names: frozenset[bytes]) -> list[tuple[bytes, bytes]]:
+    def without(self, names: frozenset[bytes]) -> list[Field]:
         """The fields that may pass: none of ``names``, none that Connection names, none of the sidecar's own.
 
         ``names`` are canonical names, and so are compared.
@@ -128,6 +131,6 @@ class Headers:
 EMPTY: Final = Headers()
 
 
-def passable_trailers(trailers: Headers) -> list[tuple[bytes, bytes]]:
+def passable_trailers(trailers: Headers) -> list[Field]:
     """The trailer fields that are passed on."""
     return trailers.without(_NOT_IN_TRAILERS)

@@ -7,11 +7,11 @@ others are refused, line by line, so that no value that was added (a credential,
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 from clawbox.egress.http.framing import CHUNKED, NO_BODY, UNTIL_CLOSE, BodyKind, Framing
 from clawbox.egress.http.head import well_formed
-from clawbox.egress.http.headers import EMPTY, NEVER_RETURNED, NEVER_SENT, passable_trailers
+from clawbox.egress.http.headers import EMPTY, NEVER_RETURNED, NEVER_SENT, Field, passable_trailers
 from clawbox.egress.refusal import Denial, RefusedError
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from clawbox.egress.refusal import Refusal
     from clawbox.egress.target import Target
 
-Field: TypeAlias = tuple[bytes, bytes]
 _PHRASES: Final = {status.value: status.phrase for status in HTTPStatus}
 _LINE: Final = b"%s: %s".__mod__
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"

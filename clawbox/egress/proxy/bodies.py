@@ -15,12 +15,10 @@ if TYPE_CHECKING:
 
     from clawbox.egress.findings import Finding
     from clawbox.egress.http.framing import Framing
-    from clawbox.egress.http.headers import Headers
+    from clawbox.egress.http.headers import Field, Headers
     from clawbox.egress.leaks import LeakDetector
     from clawbox.egress.scanner import StreamScanner
     from clawbox.network_rules import ShapeAction
-
-Field = tuple[bytes, bytes]
 
 OF_THE_BYTES: Final = frozenset({b"etag", b"digest", b"content-digest", b"repr-digest", b"content-md5"})
 """What is said of a body's exact bytes, and untrue once one was replaced."""

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Iterable
 
-    from clawbox.egress.proxy.bodies import Field, Scanner
+    from clawbox.egress.http.headers import Field
+    from clawbox.egress.proxy.bodies import Scanner
     from clawbox.egress.proxy.record import Record
     from clawbox.egress.proxy.state import SandboxState
     from clawbox.egress.proxy.streams import Request, Sink, Source

@@ -13,7 +13,7 @@ import msgspec
 
 from clawbox.egress.http.framing import BodyKind, Framing
 from clawbox.egress.http.head import RequestHead, ResponseHead
-from clawbox.egress.http.headers import EMPTY, Headers
+from clawbox.egress.http.headers import EMPTY, Field, Headers
 from clawbox.egress.http.reader import End, RequestEvent, RequestReader
 from clawbox.egress.http.writer import BodyWriter, write_refusal, write_response
 from clawbox.egress.refusal import Denial, Refusal, RefusedError, Side
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from clawbox.egress.proxy.wire import Wire
     from clawbox.egress.target import Target
-
-Field = tuple[bytes, bytes]
 
 
 class Request(msgspec.Struct, frozen=True):

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 MAX_BUFFERED: Final = 256 << 10
 """Bytes that are kept for a reader before the other end is made to wait."""
-LINGER_SECONDS: Final = 2.0
-CLOSING_SECONDS: Final = 30.0
+CLOSING_SECONDS: Final = 30.0  # for the other end to take what is unsent
+LINGER_SECONDS: Final = 2.0  # and bytes, that are read and thrown away after an answer to what was not read
 LINGER_BYTES: Final = 1 << 20
 _RESET: Final = struct.pack("ii", 1, 0)  # struct linger: at once, without what is unsent
 

@@ -40,7 +40,7 @@ async def test_it_ends_when_workers_cannot_be_started_and_comes_back(forge, uids
         result = await pool.run(Run(forge.tool(wat.ECHO), "alice", b"1", LIMITS))
         assert result.outcome is Outcome.OK
     assert told.empty()
-    logged = [record.message for record in caplog.records if record.name == "clawbox.wasm.pool"]
+    logged = [record.message for record in caplog.records if record.name == "clawbox.wasm.starts"]
     assert [line.split(";")[0] for line in logged] == [
         "no worker can be started",
         "workers can be started again",

@@ -238,7 +238,7 @@ COMPRESSED = {
     "deflate": (b"deflate", deflate),
     "raw deflate": (b"Deflate", raw_deflate),
     "both": (b"deflate, gzip", lambda data: gzip.compress(deflate(data))),
-    "br": (b"br", brotli.compress),
+    "br": (b"br", lambda data: brotli.compress(data, quality=9)),
     "br, gzip": (b"br, gzip", lambda data: gzip.compress(brotli.compress(data, quality=5))),
 }
 compressed = pytest.mark.parametrize("coding", COMPRESSED)

@@ -12,7 +12,7 @@ from tests.egress_world.client import ask, ca, connect, inner, read_reply, tunne
 from tests.egress_world.sandbox import TOKEN, request, sandbox
 
 URL = "http://api.test/x"
-QUICK = Limits(head_timeout_ms=60, idle_timeout_ms=60)
+QUICK = Limits(head_timeout_ms=250, idle_timeout_ms=250)
 START = f"GET {URL} HTTP/1.1\r\nProxy-Authorization: Bearer {TOKEN}\r\n".encode()
 
 

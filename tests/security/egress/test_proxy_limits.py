@@ -25,7 +25,7 @@ from tests.egress_world.client import (
 from tests.egress_world.sandbox import SECRET, request, sandbox
 
 URL = "http://api.test/x"
-QUICK = Limits(head_timeout_ms=60, idle_timeout_ms=60)
+QUICK = Limits(head_timeout_ms=250, idle_timeout_ms=250)
 
 
 @pytest.mark.parametrize("side", ["client", "upstream"])
@@ -277,7 +277,7 @@ async def test_rule_56_who_never_reads_does_not_keep_the_place_for_ever(tmp_path
             tmp_path,
             {"api.test": upstream},
             ca(),
-            limits=Limits(max_connections=1, idle_timeout_ms=100),
+            limits=Limits(max_connections=1, idle_timeout_ms=500),
         ) as box,
     ):
         with await _unread(box):
@@ -288,7 +288,7 @@ async def test_rule_56_a_client_that_stops_reading_takes_no_connection_with_it(t
     """The upstream's connection, whose answer was read whole, serves the next request or none."""
     async with (
         Upstream({"/big": answers.body(b"x" * 150_000), "/x": answers.body(b"ok")}) as upstream,
-        sandbox(tmp_path, {"api.test": upstream}, ca(), limits=Limits(idle_timeout_ms=100)) as box,
+        sandbox(tmp_path, {"api.test": upstream}, ca(), limits=Limits(idle_timeout_ms=500)) as box,
     ):
         with socket.socket() as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

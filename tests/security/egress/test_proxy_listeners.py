@@ -13,7 +13,7 @@ from tests.egress_world.sandbox import request, sandbox
 
 
 async def test_rule_74_connections_are_bounded_before_any_token(tmp_path):
-    limits = Limits(max_connections=4, head_timeout_ms=60)
+    limits = Limits(max_connections=4, head_timeout_ms=400)
     async with (
         Upstream(default=answers.body(b"ok")) as upstream,
         sandbox(tmp_path, {"api.test": upstream}, ca(), limits=limits) as box,

@@ -3,6 +3,7 @@
 import ast
 import re
 import subprocess
+from functools import cache
 
 import pytest
 
@@ -70,6 +71,7 @@ def properties(root):
     }
 
 
+@cache
 def functions(path):
     return {
         node.name

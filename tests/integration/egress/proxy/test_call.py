@@ -138,7 +138,7 @@ async def test_each_refusal_has_the_status_and_text_that_programs_know(tmp_path)
         "/much": answers.body(b"x" * 3000),
         "/never": answers.never,
     }
-    limits = Limits(call_max_response_bytes=2000, call_timeout_ms=100)
+    limits = Limits(call_max_response_bytes=2000, call_timeout_ms=1000)
     async with (
         Upstream(routes) as upstream,
         sandbox(

@@ -8,6 +8,7 @@ import hashlib
 import socket
 import ssl
 import struct
+import time
 
 import pytest
 import uvloop
@@ -139,13 +140,14 @@ async def test_a_tunnel_in_which_nothing_moves_ends(tmp_path):
 
 
 async def test_bytes_one_way_keep_a_tunnel_open(tmp_path):
-    limits = Limits(idle_timeout_ms=150)
+    limits = Limits(idle_timeout_ms=500)
     async with Raw() as raw, sandbox(tmp_path, {"api.test": raw}, ca(), rules=RULES, limits=limits) as box:
         wires, _, writer = await opened(box, raw)
-        for _ in range(6):
-            await asyncio.sleep(0.05)
+        began = time.monotonic()
+        while time.monotonic() - began < 1:
             writer.write(b"tick")
             assert await wires.reader.readexactly(4) == b"tick"
+            await asyncio.sleep(0.02)
         assert box.rows.rows == []
         wires.close()
         writer.close()

@@ -184,7 +184,7 @@ async def test_ipv6_is_dialled():
 
 async def test_slots_come_back_however_a_dial_ends(upstream, silence):
     names = Names(a_example=[["127.0.0.1"]], silent_example=[[SILENT]], bad_example=[["10.0.0.1"]])
-    limits = Limits(max_concurrent=1, max_tunnels=1, connect_timeout_ms=20)
+    limits = Limits(max_concurrent=1, max_tunnels=1, connect_timeout_ms=200)
     async with dialer(names) as world:
         hosts = ("a.example", "silent.example", "bad.example", "none.example")
         client = world.client(*(allow(host, upstream.port) for host in hosts), limits=limits)

@@ -1,0 +1,1 @@
+"""Whole programs, each in a hardened container without a network."""
