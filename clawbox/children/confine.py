@@ -30,6 +30,10 @@ class ConfinementError(Exception):
     """A step that this machine should be able to give did not take; the child must not go on."""
 
 
+class OrphanedError(Exception):
+    """The forkserver is gone, and so is whoever wanted the child."""
+
+
 @dataclass(frozen=True, slots=True)
 class Confinement:
     """What one child gets. ``None`` where this machine or user cannot give it; GetStatus says so."""
@@ -57,7 +61,8 @@ def confine(confinement: Confinement, *, keep: Iterable[int], name: str) -> None
 
     The standard descriptors become /dev/null; stderr last, so that what fails before is seen.
 
-    Raises :class:`ConfinementError` or :class:`OSError`; the caller then ends the process at once.
+    Raises :class:`ConfinementError`, :class:`OrphanedError` or :class:`OSError`; the caller then ends the
+    process at once.
     """
     profile = confinement.profile
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
@@ -89,7 +94,7 @@ def confine(confinement: Confinement, *, keep: Iterable[int], name: str) -> None
     linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
     linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != confinement.forkserver:
-        raise ConfinementError("the forkserver is gone")
+        raise OrphanedError
     # After the uid changed, which sets it back to what fs.suid_dumpable says.
     linux.prctl(linux.PR_SET_DUMPABLE, 0)
     check_privileges(confinement.uid, confinement.gid)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Final, cast
 import msgspec
 
 from clawbox.children import linux, seccomp
-from clawbox.children.confine import Confinement, confine, open_descriptors
+from clawbox.children.confine import Confinement, OrphanedError, confine, open_descriptors
 from clawbox.children.kind import ForkServerStatus, Kind, LoadError, LoadingKind
 from clawbox.children.requests import (
     MAX_PACKET_BYTES,
@@ -185,6 +185,8 @@ class _ForkServer:
             code = EXIT_FAILED
             kind.main(channel, descriptors)
             code = 0
+        except OrphanedError:
+            pass
         except BaseException:  # noqa: BLE001 - see above
             if code == EXIT_NOT_CONFINED:
                 traceback.print_exc()

@@ -224,7 +224,11 @@ class Cleaned(msgspec.Struct, frozen=True, tag="cleaned"):
     found: Annotated[tuple[Found, ...], msgspec.Meta(max_length=64)]
 
 
-FromSidecar = Ready | Row | Activity | Unwritten | Suspended | Spent | Cleaned
+class Finished(msgspec.Struct, frozen=True, tag="finished"):
+    """The last message, after Finish: every request has had its row."""
+
+
+FromSidecar = Ready | Row | Activity | Unwritten | Suspended | Spent | Cleaned | Finished
 
 
 # Sidecar and dialer ---------------------------------------------------------------------------------------

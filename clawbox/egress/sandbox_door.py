@@ -32,6 +32,7 @@ from clawbox.egress.messages import (
     CloseListeners,
     Configure,
     Finish,
+    Finished,
     FromSidecar,
     Grant,
     Ready,
@@ -101,6 +102,7 @@ class SandboxDoor:
         self._ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._failure = ""
         self._closing = False
+        self._finished = False
         self._retired = False
         self._listeners = Listeners(around.dialer)
         self._tokens: dict[bytes, Admit] = {}
@@ -145,6 +147,9 @@ class SandboxDoor:
                 await process.gone()
         except TimeoutError:
             self._recorder.event("egress_gap", "recorded", "sidecar did not end when it was told to")
+        else:
+            if not self._finished:
+                self._recorder.event("egress_gap", "recorded", "sidecar ended before it had told all")
 
     async def ready(self) -> None:
         """Return once the sidecar serves. Raises SANDBOX_UNAVAILABLE when it does not, or never will."""
@@ -219,6 +224,7 @@ class SandboxDoor:
             except ChannelClosedError as error:
                 ours.close()
                 self.revoke(token)
+                self._await_next()
                 raise _unavailable("its sidecar ended just now") from error
         return ours
 
@@ -342,6 +348,8 @@ class SandboxDoor:
                 self._around.spending.note(self.grant.sandbox, message)
             case Suspended():
                 self._recorder.suspended()
+            case Finished():
+                self._finished = True
             case Ready(ca_pem) if not self._ready.done():
                 self._ca_pem = ca_pem
                 self._ready.set_result(ca_pem)

@@ -32,6 +32,7 @@ from clawbox.egress.messages import (
     CloseListeners,
     Configure,
     Finish,
+    Finished,
     Found,
     Handed,
     Ready,
@@ -216,6 +217,7 @@ class _Sidecar:
         if self._proxy is not None:
             async with self._proxy:
                 pass  # leaving it is what ends them
+        self._control.send(Finished())
         self._control.finish()
 
     def _with_proxy(self, call: Callable[[Proxy], None]) -> None:

@@ -102,10 +102,9 @@ class WasmDoors:
             shared.idle = None
         try:
             door = await asyncio.shield(shared.opened)
-            await door.ready()
             token = secrets.token_urlsafe(_TOKEN_BYTES)
             digest = hashlib.sha256(token.encode()).digest()
-            with door.connect(digest, call) as connection:
+            with await _connect(door, digest, call) as connection:
                 lease = CallLease(door, connection, token, self._limits.call_max_response_bytes)
                 try:
                     yield lease
@@ -183,6 +182,16 @@ class WasmDoors:
         if self._shared.get(shared.grant.sandbox) is shared:
             del self._shared[shared.grant.sandbox]
         shared.over.set()
+
+
+async def _connect(door: SandboxDoor, digest: bytes, call: str) -> socket.socket:
+    """A connection to the sidecar, or to the next if it died this instant. Raises SANDBOX_UNAVAILABLE."""
+    await door.ready()
+    try:
+        return door.connect(digest, call)
+    except ClawboxError:
+        await door.ready()
+        return door.connect(digest, call)
 
 
 class CallLease:

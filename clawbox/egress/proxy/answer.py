@@ -90,7 +90,7 @@ class Answer:
         self._scanner, self._found = response_scanner(
             terms.state.detector,
             head.headers,
-            keep_length=received.kind is BodyKind.LENGTH and not all_here,
+            keep_length=received.kind is BodyKind.LENGTH and not all_here and not self._sink.resizes,
             credentialed=credentialed,
         )
         if all_here:

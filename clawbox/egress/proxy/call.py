@@ -154,6 +154,8 @@ class _Bytes:
 class _WholeAnswer:
     """Collects an answer, up to a size."""
 
+    resizes = True
+
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._status = 0

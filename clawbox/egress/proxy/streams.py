@@ -52,6 +52,8 @@ class Sink(Protocol):
 
     begun: bool
     """Whether the head of the answer proper has gone."""
+    resizes: bool
+    """Whether the body may still have another length than the head says."""
 
     def interim(self, head: ResponseHead, fields: Sequence[Field]) -> None:
         """A 1xx."""
@@ -153,6 +155,8 @@ class RequestStream:
 
 class ClientSink:
     """Answers over a connection."""
+
+    resizes = False
 
     def __init__(self, wire: Wire, *, version: int, keep_alive: bool, head_only: bool) -> None:
         self._wire = wire
