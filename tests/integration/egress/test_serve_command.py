@@ -89,11 +89,17 @@ class World:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
+            # Shells start what runs in the background, these tests for one, with SIGINT ignored.
+            preexec_fn=_heed_interrupts,
         )
         assert process.stdin is not None
         process.stdin.write(stdin)
         process.stdin.close()
         return process
+
+
+def _heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture
@@ -263,11 +269,15 @@ async def test_a_credential_that_is_replaced_is_used_from_then_on(world):
 async def test_it_stops_before_it_serves_when_it_is_asked_to(world):
     process = await world.spawn("egress", "serve", "--grant", "grant.toml", "--socket", "proxy.sock")
     path = world.home / "proxy.sock"
-    async with asyncio.timeout(60):
-        while not path.exists():  # noqa: ASYNC110 - it listens long before it serves
-            await asyncio.sleep(0.01)
-        process.send_signal(signal.SIGINT)
-        _, err = await process.communicate()
+    try:
+        async with asyncio.timeout(60):
+            while not path.exists():  # noqa: ASYNC110 - it listens long before it serves
+                await asyncio.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+            _, err = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
     assert process.returncode in {0, 130}  # 130: before it was ready for signals
     assert "Traceback" not in err.decode()
     assert not path.exists()
