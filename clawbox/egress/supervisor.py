@@ -118,6 +118,7 @@ class EgressSupervisor:
         self._leaks = LeakLedger()
         self._recordable = True
         self._starting = asyncio.Lock()
+        self._launched = False
         self._keeper_started = False
         self._watching: asyncio.Task[None] | None = None
         self._tasks = asyncio.TaskGroup()
@@ -218,8 +219,11 @@ class EgressSupervisor:
     async def _start_keeper(self) -> None:
         """Start the keeper, when it is needed first. Raises SANDBOX_UNAVAILABLE."""
         async with self._starting:
-            if not self._keeper_started:
+            # Each on its own: whoever asked first may have been cancelled between the two.
+            if not self._launched:
                 await self._stack.enter_async_context(self._launcher)
+                self._launched = True
+            if not self._keeper_started:
                 await self._stack.enter_async_context(self._keeper)
                 self._keeper_started = True
         try:

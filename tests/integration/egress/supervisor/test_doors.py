@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import generate_latest
 
+from clawbox.egress.keeper import control as keeper_control
 from clawbox.egress.messages import Grant
 from clawbox.errors import ClawboxError, Reason
 from clawbox.network_rules import NetworkRule
@@ -48,6 +49,25 @@ async def test_a_request_goes_through_and_is_written_down(world):
         'clawbox_egress_requests_total{decision="allowed",reason=""} 1.0'
         in generate_latest(world.metrics.registry).decode()
     )
+
+
+async def test_who_gave_up_waiting_for_the_first_start_starts_nothing_twice(world, monkeypatch):
+    reading = asyncio.Event()
+    read_store = keeper_control.read_store
+
+    def slowly(path):
+        loop.call_soon_threadsafe(reading.set)
+        return read_store(path)
+
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(keeper_control, "read_store", slowly)
+    async with asyncio.TaskGroup() as tasks:
+        first = tasks.create_task(world.supervisor.sandbox(world.grant()).__aenter__())
+        await reading.wait()
+        first.cancel()
+    async with world.supervisor.sandbox(world.grant()) as door:
+        assert (await get(door, world.url)).status == 200
+        assert len(processes("clawbox-fork")) == 1
 
 
 async def test_a_request_that_is_under_way_when_a_sandbox_ends_has_its_row(world):
