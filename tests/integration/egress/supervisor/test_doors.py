@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import generate_latest
 
-from clawbox.egress.keeper import control as keeper_control
+from clawbox.egress.keeper.files import read_store
 from clawbox.egress.messages import Grant
 from clawbox.errors import ClawboxError, Reason
 from clawbox.network_rules import NetworkRule
@@ -53,14 +53,13 @@ async def test_a_request_goes_through_and_is_written_down(world):
 
 async def test_who_gave_up_waiting_for_the_first_start_starts_nothing_twice(world, monkeypatch):
     reading = asyncio.Event()
-    read_store = keeper_control.read_store
 
     def slowly(path):
         loop.call_soon_threadsafe(reading.set)
         return read_store(path)
 
     loop = asyncio.get_running_loop()
-    monkeypatch.setattr(keeper_control, "read_store", slowly)
+    monkeypatch.setattr("clawbox.egress.keeper.control.read_store", slowly)
     async with asyncio.TaskGroup() as tasks:
         first = tasks.create_task(world.supervisor.sandbox(world.grant()).__aenter__())
         await reading.wait()
