@@ -55,8 +55,8 @@ def first_sequence(path: Path) -> int | None:
         return None
 
 
-def last_row(fd: int, size: int) -> tuple[tuple[int, str] | None, int]:
-    """Sequence and hash of the last good row of a file, and where it ends.
+def last_row(fd: int, size: int) -> tuple[tuple[AuditRow, str] | None, int]:
+    """The last good row of a file with its hash, and where it ends.
 
     Raises AUDIT_UNAVAILABLE when there are bytes but no good row near the end: no crash does that.
     """
@@ -69,7 +69,7 @@ def last_row(fd: int, size: int) -> tuple[tuple[int, str] | None, int]:
             row, digest = decode(data[begin:end])
         except BadLineError:
             continue
-        return (row.sequence, digest), start + end + 1
+        return (row, digest), start + end + 1
     if start:
         raise ClawboxError(
             Reason.AUDIT_UNAVAILABLE,

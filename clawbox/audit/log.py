@@ -32,6 +32,7 @@ from clawbox.audit.files import (
     set_torn_aside,
     store,
 )
+from clawbox.audit.heads import KIND as SIGNED_HEAD
 from clawbox.audit.rows import FIRST_PREV, AuditRow, encode, make_row
 from clawbox.audit.watch import Watchers
 from clawbox.errors import ClawboxError, Reason
@@ -72,6 +73,8 @@ class AuditLog:
         self._lock_fd = self._fd = -1
         self._size = 0
         self._file_first = 1
+        self.signed = ""
+        """:attr:`head` as it was found, where a signature was the last thing that an earlier server wrote."""
         self._last = 0
         self._head = FIRST_PREV
         self._reserve = False
@@ -340,6 +343,10 @@ class AuditLog:
         elif new.st_size > self._size:
             os.ftruncate(fd, self._size)  # the beginning of a row that could not be finished
 
+    def _take_up(self, row: AuditRow, digest: str) -> None:
+        self._last, self._head = row.sequence, digest
+        self.signed = self.head if row.kind == SIGNED_HEAD else ""
+
     def _find_end(self) -> dict[str, Any] | None:
         """Take up the chain at its last good row; bytes after it are set aside and described."""
         self._size = os.fstat(self._fd).st_size
@@ -349,10 +356,10 @@ class AuditLog:
                 with path.open("rb") as file:
                     before, _ = last_row(file.fileno(), os.fstat(file.fileno()).st_size)
                 if before is not None:
-                    self._last, self._head = before
+                    self._take_up(*before)
                     break
         else:
-            self._last, self._head = good
+            self._take_up(*good)
         if end == self._size:
             return None
         rest = os.pread(self._fd, self._size - end, end)

@@ -56,7 +56,7 @@ class _Heads:
     def __init__(self, log: AuditLog, signer: Signer) -> None:
         self._log = log
         self._signer = signer
-        self._signed = ""
+        self._signed = log.signed
         """The log's head when a signature was the last thing written."""
 
     async def sign(self) -> None:
