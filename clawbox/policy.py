@@ -9,7 +9,7 @@ that is: registration over the API is refused for it, a file in the tool folder 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from clawbox.errors import ClawboxError, FieldViolation, Reason, invalid_field
 from clawbox.network_rules import (
@@ -25,6 +25,9 @@ from clawbox.network_rules import (
     with_shape,
 )
 from clawbox.wasm.model import Limits
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = [
     "ANY_HOST",
@@ -269,16 +272,7 @@ def _narrow_network(
     server: ToolCeiling,
 ) -> NetworkGrant:
     layers = _network_layers(principal, owner, server)
-    for index, rule in enumerate(requested.network or ()):
-        for layer, allowed in (("manifest", manifest.network_rules), *layers):
-            if not covers(allowed, rule):
-                raise ClawboxError(
-                    Reason.POLICY_DENIED,
-                    "{field}: the {layer} does not allow {entry}",
-                    field=f"capabilities.network.rules[{index}]",
-                    entry=rule,
-                    layer=layer,
-                )
+    check_network(requested.network or (), (("manifest", manifest.network_rules), *layers))
     rules = manifest.network_rules
     for _, allowed in layers:
         rules = intersect_all(rules, allowed)
@@ -302,17 +296,7 @@ def _narrow_credentials(
         ("manifest", frozenset(manifest.credential_names)),
         *_credential_layers(principal, owner, server),
     )
-    for index, name in enumerate(requested.credentials):
-        for layer, allowed in layers:
-            if name not in allowed:
-                raise ClawboxError(
-                    Reason.CREDENTIAL_NOT_ALLOWED,
-                    "{field}: the {layer} does not allow the credential {entry}",
-                    field=f"capabilities.credentials[{index}]",
-                    entry=name[:128],
-                    layer=layer,
-                )
-    return frozenset(requested.credentials)
+    return check_credentials(requested.credentials, layers)
 
 
 def _narrow_limits(requested: Requested, ranges: dict[str, LimitRange]) -> Limits:
@@ -363,6 +347,35 @@ def _range(
     maximum = manifest_max if manifest_max is not None and manifest_sets else server_max
     default = server_default if manifest_default is None else manifest_default
     return LimitRange(min(default, maximum), maximum, "manifest" if manifest_sets else "server")
+
+
+def check_network(asked: Sequence[NetworkRule], layers: Sequence[tuple[str, Sequence[NetworkRule]]]) -> None:
+    """Raise POLICY_DENIED for the first rule that a layer (``manifest``, ``server`` …) does not allow."""
+    for index, rule in enumerate(asked):
+        for layer, allowed in layers:
+            if not covers(allowed, rule):
+                raise ClawboxError(
+                    Reason.POLICY_DENIED,
+                    "{field}: the {layer} does not allow {entry}",
+                    field=f"capabilities.network.rules[{index}]",
+                    entry=rule,
+                    layer=layer,
+                )
+
+
+def check_credentials(asked: Sequence[str], layers: Sequence[tuple[str, frozenset[str]]]) -> frozenset[str]:
+    """The names, if every layer allows each. Raises CREDENTIAL_NOT_ALLOWED for the first that is not."""
+    for index, name in enumerate(asked):
+        for layer, allowed in layers:
+            if name not in allowed:
+                raise ClawboxError(
+                    Reason.CREDENTIAL_NOT_ALLOWED,
+                    "{field}: the {layer} does not allow the credential {entry}",
+                    field=f"capabilities.credentials[{index}]",
+                    entry=name[:128],
+                    layer=layer,
+                )
+    return frozenset(asked)
 
 
 def over_limit(field: str, asked: int, allowed: int, layer: str) -> ClawboxError:

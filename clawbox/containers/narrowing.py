@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from clawbox.errors import ClawboxError, Reason, invalid_field
-from clawbox.network_rules import NetworkRule, ShapeAction, covers, intersect_all, with_shape
-from clawbox.policy import NetworkGrant, PrincipalTerms, over_limit
+from clawbox.network_rules import NetworkRule, ShapeAction, intersect_all, with_shape
+from clawbox.policy import NetworkGrant, PrincipalTerms, check_credentials, check_network, over_limit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -196,16 +196,7 @@ def _narrow_network(
     if principal.network is not None:
         layers.append(("token", principal.network))
     layers.append(("server", with_shape(server.network, server.on_shape)))
-    for index, rule in enumerate(requested.network or ()):
-        for layer, allowed in layers:
-            if not covers(allowed, rule):
-                raise ClawboxError(
-                    Reason.POLICY_DENIED,
-                    "{field}: the {layer} does not allow {entry}",
-                    field=f"capabilities.network.rules[{index}]",
-                    entry=rule,
-                    layer=layer,
-                )
+    check_network(requested.network or (), layers)
     rules = requested.network
     if rules is None:
         rules = () if template is None else template.network
@@ -229,17 +220,7 @@ def _narrow_credentials(
     if principal.credentials is not None:
         layers.append(("token", principal.credentials))
     layers.append(("server", server.credentials))
-    for index, name in enumerate(requested.credentials):
-        for layer, allowed in layers:
-            if name not in allowed:
-                raise ClawboxError(
-                    Reason.CREDENTIAL_NOT_ALLOWED,
-                    "{field}: the {layer} does not allow the credential {entry}",
-                    field=f"capabilities.credentials[{index}]",
-                    entry=name[:128],
-                    layer=layer,
-                )
-    return frozenset(requested.credentials)
+    return check_credentials(requested.credentials, layers)
 
 
 def _narrow_limits(
