@@ -7,8 +7,9 @@ most one head, one unfinished line and what follows a message in the same read a
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, Generic, TypeAlias, TypeVar
 
 import msgspec
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
     from clawbox.egress.http.headers import Headers
 
+Head = TypeVar("Head", RequestHead, ResponseHead)
+
 MAX_INTERIM: Final = 16
 """1xx responses to one request."""
 MAX_SURPLUS: Final = 512 << 10
@@ -45,7 +48,7 @@ RequestEvent: TypeAlias = RequestHead | bytes | End | Refusal
 ResponseEvent: TypeAlias = ResponseHead | bytes | End | Refusal
 
 
-class _MessageReader:
+class _MessageReader(ABC, Generic[Head]):
     """What both directions share: the body, the end, what follows, and the first error."""
 
     def __init__(self, side: Side) -> None:
@@ -55,6 +58,21 @@ class _MessageReader:
         self._surplus = b""
         self.framing: Framing = NO_BODY
         """Of the message whose head came last."""
+
+    def feed(self, data: bytes) -> list[Head | bytes | End | Refusal]:
+        """What ``data`` completes. Of a response, 1xx heads come before its own."""
+        events: list[Head | bytes | End | Refusal] = []
+        if self._refused or not data:
+            return events
+        try:
+            self._feed(data, events)
+        except RefusedError as error:
+            events.append(self._refuse(error.refusal))
+        return events
+
+    @abstractmethod
+    def _feed(self, data: bytes, events: list[Head | bytes | End | Refusal]) -> None:
+        """Append what ``data`` completes to ``events``. Raises RefusedError."""
 
     def _refuse(self, refusal: Refusal) -> Refusal:
         self._refused = True
@@ -87,7 +105,7 @@ class _MessageReader:
         emit(End(trailers))
 
 
-class RequestReader(_MessageReader):
+class RequestReader(_MessageReader[RequestHead]):
     """The requests that a client sends on one connection.
 
     After an End the next request, which may already be here, begins with :meth:`next`, so that a client that
@@ -116,17 +134,6 @@ class RequestReader(_MessageReader):
     def surplus(self) -> int:
         """Bytes of the next request that are here. While there are some, nothing more should be read."""
         return len(self._surplus)
-
-    def feed(self, data: bytes) -> list[RequestEvent]:
-        """What ``data`` completes."""
-        events: list[RequestEvent] = []
-        if self._refused or not data:
-            return events
-        try:
-            self._feed(data, events)
-        except RefusedError as error:
-            events.append(self._refuse(error.refusal))
-        return events
 
     def next(self) -> list[RequestEvent]:
         """Begin the next request, with what is here of it."""
@@ -170,7 +177,7 @@ class RequestReader(_MessageReader):
         self._surplus += data
 
 
-class ResponseReader(_MessageReader):
+class ResponseReader(_MessageReader[ResponseHead]):
     """The responses that an upstream sends on one connection, each to a request that :meth:`expect` told."""
 
     def __init__(self, limits: HeadLimits | None = None) -> None:
@@ -193,17 +200,6 @@ class ResponseReader(_MessageReader):
         assert self._method is None
         self._method = method
         self._interim = 0
-
-    def feed(self, data: bytes) -> list[ResponseEvent]:
-        """What ``data`` completes; 1xx heads come before the head of the response."""
-        events: list[ResponseEvent] = []
-        if self._refused or not data:
-            return events
-        try:
-            self._feed(data, events)
-        except RefusedError as error:
-            events.append(self._refuse(error.refusal))
-        return events
 
     def eof(self, *, clean: bool = True) -> list[ResponseEvent]:
         """The upstream sends no more. ``clean``: not reset, and TLS was closed with its closing message.
