@@ -322,10 +322,15 @@ class ClawboxError(Exception):
 
 def invalid_field(field: str, description: str, rule: str = "") -> ClawboxError:
     """The error for one bad field of a request: INVALID_ARGUMENT with one field violation."""
+    return invalid_fields([FieldViolation(field, description, rule)])
+
+
+def invalid_fields(violations: Sequence[FieldViolation]) -> ClawboxError:
+    """The error for one or more bad fields of a request; its message is about the first."""
     return ClawboxError(
         Reason.INVALID_FIELD,
         "{field}: {description}",
-        violations=[FieldViolation(field, description, rule)],
-        field=field,
-        description=description,
+        violations=violations,
+        field=violations[0].field,
+        description=violations[0].description,
     )

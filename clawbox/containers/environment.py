@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from clawbox.egress.environment import sandbox_environment
-from clawbox.errors import ClawboxError, FieldViolation, Reason
+from clawbox.errors import FieldViolation, invalid_fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -48,13 +48,7 @@ def check_environment(given: Mapping[str, str], *, field: str = "env") -> None:
     """
     violations = list(_violations(given, field))
     if violations:
-        raise ClawboxError(
-            Reason.INVALID_FIELD,
-            "{field}: {description}",
-            violations=violations,
-            field=violations[0].field,
-            description=violations[0].description,
-        )
+        raise invalid_fields(violations)
 
 
 def container_environment(

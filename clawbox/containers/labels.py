@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from clawbox.containers.narrowing import ContainerGrant, ContainerLimits, Isolation
-from clawbox.errors import ClawboxError, FieldViolation, Reason
+from clawbox.errors import FieldViolation, invalid_fields
 from clawbox.network_rules import NetworkRule
 from clawbox.policy import NetworkGrant
 from clawbox.signed_text import container_labels_text
@@ -85,13 +85,7 @@ def check_labels(given: Mapping[str, str], *, at: str = "labels") -> None:
                     FieldViolation(where, f"has more than {_MAX_VALUE} characters", "max_length")
                 )
     if violations:
-        raise ClawboxError(
-            Reason.INVALID_FIELD,
-            "{field}: {description}",
-            violations=violations,
-            field=violations[0].field,
-            description=violations[0].description,
-        )
+        raise invalid_fields(violations)
 
 
 def to_labels(identity: Identity) -> dict[str, str]:
