@@ -25,7 +25,7 @@ from clawbox.audit import AuditLog, signed_heads
 from clawbox.auth import TokenTable, watch_tokens
 from clawbox.children import linux
 from clawbox.children.uids import server_uids
-from clawbox.egress.keeper.bootstrap import open_keys
+from clawbox.egress.keeper.bootstrap import identity_folder, open_keys
 from clawbox.egress.setup import egress_setup, listening_at, sandbox_limits
 from clawbox.egress.supervisor import EgressSupervisor
 from clawbox.egress.vault import VaultError
@@ -181,10 +181,9 @@ async def _egress(
 ) -> AsyncIterator[Egress]:
     """Sandboxes' ways out, and signatures for the audit log; where they cannot be, sandboxes have none."""
     setup = egress_setup(config)
-    folder = config.file.parent if config.file is not None else config.credentials.store_path.parent
     async with contextlib.AsyncExitStack() as stack:
         try:
-            keys = stack.enter_context(open_keys(folder, config.credentials.master_key_file))
+            keys = stack.enter_context(open_keys(identity_folder(config), config.credentials.master_key_file))
         except (VaultError, OSError) as error:
             log.error("sandboxes have no way out", problem=str(error))  # noqa: TRY400 - it says all
             yield Egress(None, str(error))
