@@ -208,7 +208,7 @@ class ContainerBackend(Protocol):
         """What it is; also how one asks whether it answers."""
 
     def events(self, since_ns: int) -> AsyncGenerator[EngineEvent]:
-        """What happens to containers from ``since_ns`` (since 1970) on; endless. Raises when it breaks off."""
+        """What happens to containers from ``since_ns`` (since 1970) on. Raises when it breaks off."""
 
     async def image(self, name: str) -> ImageFound | None:
         """The image of that reference or id; None: the engine does not have it."""

@@ -34,9 +34,9 @@ class SpawnCall:
     template: str | None = None
     command: tuple[str, ...] = ()
     hold: bool = False
-    requested: ContainerRequest = ContainerRequest()
+    requested: ContainerRequest = field(default_factory=ContainerRequest)
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
-    workspace: WorkspaceCall = WorkspaceCall()
+    workspace: WorkspaceCall = field(default_factory=WorkspaceCall)
     labels: Mapping[str, str] = field(default_factory=dict)
     agent_id: str = ""
 
