@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 
 from clawbox.config.fields import (
     Accepts,
     Bytes,
     Count,
+    CountOrZero,
+    Fault,
     FilePath,
     Flag,
     Megabytes,
@@ -20,14 +22,18 @@ from clawbox.config.fields import (
     Rule,
     Settings,
     Text,
+    refuse,
 )
 
 
 class ContainersSettings(Settings):
     """The container engine and what containers may use of the machine.
 
-    Planned: checked, and without effect until containers are served.
+    Containers need a server that is root, on the engine's own host; others serve tools alone, and say so.
     """
+
+    enabled: Flag = True
+    """Whether containers are served at all."""
 
     docker_url: Text = ""
     """``unix://`` or ``tcp://`` address of the engine. Empty: ``DOCKER_HOST``, or its usual socket."""
@@ -43,13 +49,52 @@ class ContainersSettings(Settings):
     """Runtime asked of the engine: ``runc``, ``runsc``, ``kata`` … Empty: the engine's default."""
     pull_policy: Literal["never", "missing", "always"] = "missing"
     """When an image is pulled."""
+    default_memory_mb: Megabytes = 512
+    """Memory of a container where nobody says, in MiB; it has no swap."""
+    max_memory_mb: Megabytes = 4096
+    """Most memory that a request may ask for, in MiB."""
+    default_pids: Count = 256
+    """Processes and threads of a container where nobody says."""
+    max_pids: Count = 1024
+    """Most processes and threads that a request may ask for."""
+    default_cpu_millis: CountOrZero = 0
+    """Hard CPU limit where nobody says, in thousandths of a core. 0: none."""
+    max_cpu_millis: CountOrZero = 0
+    """Most CPU that a request may ask for, in thousandths of a core. 0: no limit."""
+    default_timeout_ms: MillisecondsOrZero = 0
+    """Time from a container's start where nobody says, in milliseconds. 0: no limit."""
+    max_timeout_ms: MillisecondsOrZero = 0
+    """Most time from its start that a request may ask for, in milliseconds. 0: no limit."""
+    max_lifetime_ms: MillisecondsOrZero = 0
+    """Longest life of any container, from its creation, in milliseconds. 0: no limit."""
+    default_output_bytes: Bytes = 262_144
+    """Output of stdout and stderr each that RunCommand and Kill return where nobody says, in bytes."""
+    max_output_bytes: Bytes = 4_194_304
+    """Most output that a request may ask for, in bytes."""
+    direct_network: Text = "bridge"
+    """The engine's network that containers with ``container_direct`` join."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        pairs = (
+            ("default_memory_mb", self.default_memory_mb, "max_memory_mb", self.max_memory_mb),
+            ("default_pids", self.default_pids, "max_pids", self.max_pids),
+            ("default_cpu_millis", self.default_cpu_millis, "max_cpu_millis", self.max_cpu_millis),
+            ("default_timeout_ms", self.default_timeout_ms, "max_timeout_ms", self.max_timeout_ms),
+            ("default_output_bytes", self.default_output_bytes, "max_output_bytes", self.max_output_bytes),
+        )
+        faults = [
+            Fault(name, str(default), f"at most {most_name}, which is {most}", (most_name,))
+            for name, default, most_name, most in pairs
+            if most and default > most
+        ]
+        if faults:
+            raise refuse(faults)
+        return self
 
 
 class ContainerPolicySettings(Settings):
-    """What any container may be given at most. Nothing listed: nothing allowed.
-
-    Planned: checked, and without effect until containers are served.
-    """
+    """What any container may be given at most. Nothing listed: nothing allowed."""
 
     network_allowlist: tuple[Rule, ...] = ()
     """Network rules; a request's or template's rule must be covered by one of them."""
@@ -105,10 +150,7 @@ class ImageTemplate(Settings):
 
 
 class ImagesSettings(Settings):
-    """Which images containers may be made from.
-
-    Planned: checked, and without effect until containers are served.
-    """
+    """Which images containers may be made from."""
 
     default: Annotated[str, StringConstraints(min_length=1), Accepts("an image reference")] = (
         "clawbox/agent-base:latest"

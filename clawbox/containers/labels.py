@@ -1,7 +1,7 @@
 """The labels of a container in the engine, from which it can be known again after everything else is lost.
 
 Anyone with the engine's socket can make a container with any labels. So all of ours are authenticated
-together (docs/security.md, 83): the keeper makes a MAC over :func:`mac_input`, which is added as one more
+together (docs/security.md, 83): the keeper makes a MAC over :func:`mac_text`, which is added as one more
 label, and a container is adopted only when that is right. Pure.
 
 The caller's own labels are inside one of ours: as labels of the engine's they would speak to other programs
@@ -19,7 +19,6 @@ from clawbox.containers.narrowing import ContainerGrant, ContainerLimits, Isolat
 from clawbox.errors import FieldViolation, invalid_fields
 from clawbox.network_rules import NetworkRule
 from clawbox.policy import NetworkGrant
-from clawbox.signed_text import container_labels_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,8 +59,15 @@ class Identity:
     workspace_id: str = ""
     workspace_read_only: bool = False
     workspace_kept: bool = False
+    workspace_goes: bool = True
+    """Whether the workspace is deleted with the container."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """The caller's own."""
+    env_names: tuple[str, ...] = ()
+    """Of the variables that the request set."""
+    token_sha256: str = ""
+    """Of the token that its programs show its sidecar, in hexadecimal."""
+    stop_signal: str = "SIGTERM"
 
 
 class ForeignLabelsError(Exception):
@@ -100,8 +106,16 @@ def to_labels(identity: Identity) -> dict[str, str]:
         "image_id": identity.image_id,
         "user": [identity.uid, identity.gid],
         "created_ms": identity.created_ms,
-        "workspace": [identity.workspace_id, identity.workspace_read_only, identity.workspace_kept],
+        "workspace": [
+            identity.workspace_id,
+            identity.workspace_read_only,
+            identity.workspace_kept,
+            identity.workspace_goes,
+        ],
         "labels": dict(identity.labels),
+        "env_names": list(identity.env_names),
+        "token_sha256": identity.token_sha256,
+        "stop_signal": identity.stop_signal,
         "network": [rule.to_json() for rule in identity.grant.network.rules],
         "max_concurrent": identity.grant.network.max_concurrent,
         "credentials": sorted(identity.grant.credentials),
@@ -116,10 +130,9 @@ def to_labels(identity: Identity) -> dict[str, str]:
     }
 
 
-def mac_input(labels: Mapping[str, str]) -> bytes:
-    """What the MAC is over: every label of ours but the MAC itself. Other labels do not matter."""
-    ours = {key: value for key, value in labels.items() if key.startswith(PREFIX) and key != MAC}
-    return container_labels_text(_json(ours))
+def mac_text(labels: Mapping[str, str]) -> str:
+    """What the MAC is over, in its one form: every label of ours but the MAC itself. Others do not matter."""
+    return _json({key: value for key, value in labels.items() if _is_ours(key)})
 
 
 def sealed(labels: Mapping[str, str], mac: bytes) -> dict[str, str]:
@@ -158,7 +171,11 @@ def from_labels(labels: Mapping[str, str]) -> Identity:
             workspace_id=detail["workspace"][0],
             workspace_read_only=detail["workspace"][1],
             workspace_kept=detail["workspace"][2],
+            workspace_goes=detail["workspace"][3],
             labels=detail["labels"],
+            env_names=tuple(detail["env_names"]),
+            token_sha256=detail["token_sha256"],
+            stop_signal=detail["stop_signal"],
             grant=ContainerGrant(
                 isolation=Isolation(labels[_POLICY]),
                 network=NetworkGrant(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -40,14 +40,8 @@ class Container:
     command: tuple[str, ...] = ()
     """What runs behind the gate."""
     working_dir: str = "/workspace"
-    env_names: tuple[str, ...] = ()
-    token_sha256: bytes = field(default=b"", repr=False)
-    """Of the token that its programs show its sidecar."""
-    stop_signal: str = "SIGTERM"
     engine_id: str = ""
     runtime: str = ""
-    delete_workspace: bool = True
-    """Whether its workspace goes with it."""
     egress: EgressState = EgressState.NONE
     egress_detail: str = ""
     pull: Pull | None = None

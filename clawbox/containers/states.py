@@ -47,6 +47,8 @@ class Ending(enum.Enum):
     KILL = "kill"
     UNSAFE = "unsafe"
     """It was not what the grant says, or its way out could not be made safe."""
+    WORKSPACE = "workspace"
+    """Its workspace holds more than it may."""
 
 
 _ENDED: Final = {
@@ -56,6 +58,7 @@ _ENDED: Final = {
     Ending.SHUTDOWN: (State.STOPPED, "the server was stopped"),
     Ending.KILL: (State.KILLED, "it was killed"),
     Ending.UNSAFE: (State.FAILED, "it was ended because it was not as safe as it must be"),
+    Ending.WORKSPACE: (State.FAILED, "its workspace holds more than the server allows"),
 }
 
 

@@ -11,7 +11,7 @@ from clawbox.containers.labels import (
     Identity,
     check_labels,
     from_labels,
-    mac_input,
+    mac_text,
     mac_of,
     sealed,
     to_labels,
@@ -45,12 +45,16 @@ IDENTITY = Identity(
     request_id="r1",
     workspace_id="w1",
     workspace_kept=True,
+    workspace_goes=False,
     labels={"team": "x", "traefik.enable": "true"},
+    env_names=("DEBUG", "STAGE"),
+    token_sha256="ab" * 32,
+    stop_signal="SIGINT",
 )
 
 
 def mac(labels):
-    return hmac.digest(b"k" * 32, mac_input(labels), hashlib.sha256)
+    return hmac.digest(b"k" * 32, mac_text(labels).encode(), hashlib.sha256)
 
 
 def test_a_container_is_known_again_from_its_labels_alone():
@@ -85,7 +89,7 @@ def test_rule_83_no_label_can_be_written_as_two():
     one = {"clawbox.a": '1","clawbox.b":"2'}
     other = {"clawbox.a": "1", "clawbox.b": "2"}
 
-    assert mac_input(one) != mac_input(other)
+    assert mac_text(one) != mac_text(other)
 
 
 @pytest.mark.parametrize("text", ["", "zz", "abc", "AB", "ab\n"])
