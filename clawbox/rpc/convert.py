@@ -5,20 +5,18 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from clawbox_client.v1 import capabilities_pb2, sandbox_pb2, system_pb2
+from clawbox_client.v1 import sandbox_pb2, system_pb2
 
 from clawbox import json_text
 from clawbox.errors import ClawboxError, FieldViolation, Reason, invalid_field
-from clawbox.network_rules import NetworkRule, RuleError, ShapeAction, TlsMode
-from clawbox.policy import DEFAULT_MAX_CONCURRENT, MAX_RULES, Requested, ToolCeiling, limit_ranges
+from clawbox.policy import DEFAULT_MAX_CONCURRENT, ToolCeiling, limit_ranges
+from clawbox.rpc.convert_capabilities import rule_message, rule_to_mapping
 from clawbox.rpc.json_values import json_to_value, set_struct, struct_to_json, struct_to_object
 from clawbox.wasm.manifest import Manifest
 from clawbox.wasm.model import Abi, Level, LogEntry, Outcome, OutputChunk, OutputStream
 from clawbox.wasm.output import Action, OutputForm
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from clawbox.audit import AuditRow
     from clawbox.wasm.catalog import ReloadReport, ToolEntry
     from clawbox.wasm.executor import Execution
@@ -38,18 +36,6 @@ _LEVELS = {
 _STREAMS = {stream: sandbox_pb2.Stream.Value(f"STREAM_{stream.name}") for stream in OutputStream}
 _ACTIONS = {action: sandbox_pb2.FindingAction.Value(f"FINDING_ACTION_{action.name}") for action in Action}
 _ABIS = {abi: sandbox_pb2.ToolAbi.Value(f"TOOL_ABI_{abi.name}") for abi in Abi}
-_TLS_MODES = {
-    capabilities_pb2.TLS_MODE_INTERCEPT: TlsMode.INTERCEPT.value,
-    capabilities_pb2.TLS_MODE_TUNNEL: TlsMode.TUNNEL.value,
-}
-_SHAPE_ACTIONS = {
-    capabilities_pb2.SHAPE_ACTION_BLOCK: ShapeAction.BLOCK.value,
-    capabilities_pb2.SHAPE_ACTION_REDACT: ShapeAction.REDACT.value,
-    capabilities_pb2.SHAPE_ACTION_REPORT: ShapeAction.REPORT.value,
-}
-_TO_TLS_MODE = {TlsMode(value): number for number, value in _TLS_MODES.items()}
-_TO_SHAPE_ACTION = {ShapeAction(value): number for number, value in _SHAPE_ACTIONS.items()}
-
 _RESOURCES = (
     "default_timeout_ms",
     "max_timeout_ms",
@@ -193,106 +179,6 @@ def sanitization(report: Report) -> sandbox_pb2.Sanitization:
             )
             for finding in report.findings
         ],
-    )
-
-
-# Capabilities
-
-
-def requested(request: sandbox_pb2.ExecuteRequest, *, any_host: bool) -> Requested | None:
-    """What a request asks for; None when it says nothing. Fields that are absent stay None.
-
-    ``any_host``: whether the operator's policy holds a bare ``*``. Raises INVALID_FIELD with every bad field.
-    """
-    if not request.HasField("capabilities"):
-        return None
-    wanted = request.capabilities
-    network: tuple[NetworkRule, ...] | None = None
-    max_concurrent = None
-    if wanted.HasField("network"):
-        network = _network_rules(wanted.network.rules, "capabilities.network.rules", any_host=any_host)
-        max_concurrent = wanted.network.max_concurrent or None
-    if len(wanted.credentials) > MAX_RULES:
-        raise invalid_field("capabilities.credentials", f"has more than {MAX_RULES} names", "max_items")
-    resources = wanted.resources
-    for name in ("cpu_shares", "cpu_millis", "pids"):
-        if resources.HasField(name):
-            raise invalid_field(
-                f"capabilities.resources.{name}",
-                "is for containers; leave it out for tools",
-                "containers_only",
-            )
-
-    def given(name: Any) -> int | None:
-        return getattr(resources, name) if resources.HasField(name) else None
-
-    return Requested(
-        network=network,
-        max_concurrent=max_concurrent,
-        credentials=tuple(wanted.credentials),
-        timeout_ms=given("timeout_ms"),
-        memory_mb=given("memory_mb"),
-        fuel=given("fuel"),
-        max_output_bytes=given("max_output_bytes"),
-    )
-
-
-def _network_rules(
-    rules: Sequence[capabilities_pb2.NetworkRule], field: str, *, any_host: bool
-) -> tuple[NetworkRule, ...]:
-    if len(rules) > MAX_RULES:
-        raise invalid_field(field, f"has more than {MAX_RULES} rules", "max_items")
-    parsed: list[NetworkRule] = []
-    violations: list[FieldViolation] = []
-    for index, rule in enumerate(rules):
-        try:
-            parsed.append(NetworkRule.parse(rule_to_mapping(rule), any_host=any_host))
-        except RuleError as error:
-            violations += [
-                FieldViolation(f"{field}[{index}]" + (f".{part}" if part else ""), text, "network_rule")
-                for part, text in error.problems
-            ]
-    if violations:
-        first = violations[0]
-        raise ClawboxError(
-            Reason.INVALID_FIELD,
-            "{field}: {description}",
-            violations=violations,
-            field=first.field,
-            description=first.description,
-        )
-    return tuple(parsed)
-
-
-def rule_to_mapping(rule: capabilities_pb2.NetworkRule) -> dict[str, object]:
-    """A rule as :meth:`NetworkRule.parse` reads it."""
-    mapping: dict[str, object] = {"host": rule.host}
-    if rule.ports:
-        mapping["ports"] = list(rule.ports)
-    if rule.methods:
-        mapping["methods"] = list(rule.methods)
-    if rule.path_prefixes:
-        mapping["path_prefixes"] = list(rule.path_prefixes)
-    if rule.tls_mode:
-        mapping["tls_mode"] = _TLS_MODES.get(rule.tls_mode, f"unknown value {rule.tls_mode}")
-    if rule.on_shape:
-        mapping["on_shape"] = _SHAPE_ACTIONS.get(rule.on_shape, f"unknown value {rule.on_shape}")
-    return mapping
-
-
-def rule_message(rule: NetworkRule) -> capabilities_pb2.NetworkRule:
-    """A rule as a message."""
-    return capabilities_pb2.NetworkRule(
-        host=rule.host,
-        ports=rule.ports,
-        methods=rule.methods,
-        path_prefixes=rule.path_prefixes,
-        tls_mode=_TO_TLS_MODE[rule.tls_mode],
-        on_shape=(
-            capabilities_pb2.SHAPE_ACTION_UNSPECIFIED
-            if rule.on_shape is None
-            else _TO_SHAPE_ACTION[rule.on_shape]
-        ),
     )
 
 

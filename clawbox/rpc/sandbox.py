@@ -11,7 +11,7 @@ from clawbox_client.v1 import sandbox_pb2, sandbox_pb2_grpc
 
 from clawbox.audit import Audit, recorded
 from clawbox.errors import ClawboxError, Reason, invalid_field
-from clawbox.rpc import convert
+from clawbox.rpc import convert, convert_capabilities
 from clawbox.rpc.call import Call, current
 from clawbox.rpc.paging import page_start, page_token
 from clawbox.wasm.catalog import Catalog, UploadStart
@@ -162,7 +162,7 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServicer):
             request_id=call.adopt_request_id(request.request_id),
             tool=_set("tool", request.tool),
             params=await convert.params(request),
-            requested=convert.requested(request, any_host=self._ceiling.any_host),
+            requested=convert_capabilities.requested(request, any_host=self._ceiling.any_host),
             agent_id=request.agent_id,
         )
 

@@ -6,7 +6,7 @@ from google.protobuf import json_format
 
 from clawbox.errors import ClawboxError, Reason
 from clawbox.policy import NetworkRule, Requested, ShapeAction, TlsMode, ToolCeiling
-from clawbox.rpc import convert
+from clawbox.rpc import convert, convert_capabilities
 from clawbox.wasm.executor import Execution
 from clawbox.wasm.manifest import Manifest
 from clawbox.wasm.model import Level, LogEntry, Outcome, OutputChunk, OutputStream, RunResult
@@ -24,11 +24,11 @@ CEILING = ToolCeiling(
 
 def requested(capabilities, any_host=False):
     request = json_format.ParseDict({"tool": "t", "capabilities": capabilities}, sandbox_pb2.ExecuteRequest())
-    return convert.requested(request, any_host=any_host)
+    return convert_capabilities.requested(request, any_host=any_host)
 
 
 def test_absent_is_not_empty():
-    assert convert.requested(sandbox_pb2.ExecuteRequest(), any_host=False) is None
+    assert convert_capabilities.requested(sandbox_pb2.ExecuteRequest(), any_host=False) is None
     assert requested({}) == Requested()
     assert requested({}).network is None
     assert requested({"network": {}}).network == ()
