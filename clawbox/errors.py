@@ -90,6 +90,14 @@ class Reason(enum.Enum):
     AGENT_NOT_FOUND = _Spec(
         Code.NOT_FOUND, "There is no such agent that the caller may see.", "List the agents."
     )
+    TEMPLATE_NOT_FOUND = _Spec(
+        Code.NOT_FOUND, "The operator configured no template of that name.", "List the templates."
+    )
+    IMAGE_NOT_FOUND = _Spec(
+        Code.NOT_FOUND,
+        "The engine does not have the image, and could not or may not pull it.",
+        "Name one that is there, or have the operator pull or build it; see `containers.pull_policy`.",
+    )
     TOOL_EXISTS = _Spec(
         Code.ALREADY_EXISTS,
         "A tool of that name exists, or is being uploaded.",

@@ -1,0 +1,102 @@
+"""From the name of an image to what runs: looked for once, pulled where allowed, then known by its id."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
+
+from clawbox.containers.backend import EngineError, NotThereError
+from clawbox.containers.image_facts import check_image
+from clawbox.containers.record import Pull
+from clawbox.errors import ClawboxError, Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from clawbox.containers.backend import ContainerBackend, ImageFound
+    from clawbox.containers.images import Reference
+
+PullPolicy = Literal["never", "missing", "always"]
+
+TELL_SECONDS: Final = 0.5
+"""How often the progress of a pull is told at most."""
+PULLS_AT_ONCE: Final = 3
+"""Pulls under way; others wait for their turn."""
+
+
+@dataclass(eq=False, slots=True)
+class _Pulling:
+    """One pull that several callers may wait for."""
+
+    task: asyncio.Task[None]
+    waiting: int = 0
+    last: Pull | None = None
+
+
+class Images:
+    """Resolves references. Those who want the same image at the same time share one pull."""
+
+    def __init__(self, backend: ContainerBackend, policy: PullPolicy) -> None:
+        self._backend = backend
+        self._policy = policy
+        self._pulls: dict[str, _Pulling] = {}
+        self._turns = asyncio.Semaphore(PULLS_AT_ONCE)
+
+    async def resolve(self, reference: Reference, tell: Callable[[Pull], Awaitable[None]]) -> ImageFound:
+        """The image that the reference means now; ``tell`` gets the progress of its pull.
+
+        Raises IMAGE_NOT_FOUND, IMAGE_REFUSED for one that no sandbox may be made from, DOCKER_UNAVAILABLE.
+        A pull that nobody waits for any more is given up.
+        """
+        name = str(reference)
+        found = None if self._policy == "always" else await self._backend.image(name)
+        if found is None and self._policy != "never":
+            await self._pull(name, tell)
+            found = await self._backend.image(name)
+        if found is None:
+            raise _missing(name, "the engine does not have it")
+        check_image(found.facts)
+        return found
+
+    async def _pull(self, name: str, tell: Callable[[Pull], Awaitable[None]]) -> None:
+        pulling = self._pulls.get(name)
+        if pulling is None:
+            pulling = self._pulls[name] = _Pulling(asyncio.create_task(self._run(name), name=f"pull {name}"))
+            pulling.task.add_done_callback(lambda _: self._pulls.pop(name, None))
+        pulling.waiting += 1
+        told = None
+        try:
+            while not pulling.task.done():
+                await asyncio.wait([pulling.task], timeout=TELL_SECONDS)
+                if pulling.last is not told and pulling.last is not None:
+                    told = pulling.last
+                    await tell(told)
+            await pulling.task
+        except NotThereError:
+            raise _missing(name, "nobody has it") from None
+        except EngineError as error:
+            raise _missing(name, f"it cannot be pulled (status {error.status}; the log says why)") from error
+        finally:
+            pulling.waiting -= 1
+            if not pulling.waiting and not pulling.task.done():
+                pulling.task.cancel()
+                await asyncio.wait([pulling.task])
+
+    async def _run(self, name: str) -> None:
+        async with self._turns, contextlib.aclosing(self._backend.pull(name)) as steps:
+            async for step in steps:
+                pulling = self._pulls.get(name)
+                if pulling is not None:
+                    pulling.last = Pull(step.received_bytes, step.total_bytes, step.detail)
+
+
+def _missing(name: str, why: str) -> ClawboxError:
+    return ClawboxError(
+        Reason.IMAGE_NOT_FOUND,
+        "there is no image {image}: {why}",
+        resource=("image", name),
+        image=name,
+        why=why,
+    )

@@ -1,0 +1,31 @@
+"""Waiting for what must not be left half done."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+T = TypeVar("T")
+
+
+async def uninterrupted(work: Coroutine[object, object, T]) -> T:
+    """Do ``work`` to its end, though this is cancelled meanwhile; the cancellation is raised after it.
+
+    For requests that the engine may carry out whether or not somebody waits for the answer: only when it has
+    answered can what it did be undone.
+    """
+    task = asyncio.ensure_future(work)
+    cancelled = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        if not task.cancelled():
+            task.exception()  # whoever was cancelled does not ask
+        raise cancelled
+    return task.result()
