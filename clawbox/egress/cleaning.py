@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from clawbox.children.channel import ChannelClosedError, FrameError
-from clawbox.egress.messages import Clean, Cleaned
+from clawbox.egress.messages import Clean, Cleaned, Found
 from clawbox.errors import ClawboxError, Reason
 
 if TYPE_CHECKING:
@@ -21,6 +21,13 @@ PIECE_BYTES: Final = 128 << 10
 """Most output in one message; as many bytes may become somewhat more."""
 ANSWER_SECONDS: Final = 30.0
 """How long a piece may take: a process that is stuck, or was taken over, keeps nobody waiting for ever."""
+
+
+class CleanOutput(NamedTuple):
+    """What may be shown of a stream now, and what was found in it since it was last asked for."""
+
+    data: bytes
+    found: tuple[Found, ...]
 
 
 class Cleaning(Protocol):
@@ -43,9 +50,16 @@ class OutputCleaner:
         self._streams: dict[int, Cleaning] = {}
 
     async def clean(
-        self, process: Cleaning | None, stream: int, data: bytes, *, end: bool, shapes: bool
-    ) -> bytes:
-        """What may be shown now that ``data`` came, with ``end`` all that was held back.
+        self,
+        process: Cleaning | None,
+        stream: int,
+        data: bytes,
+        *,
+        end: bool,
+        shapes: bool,
+        flush: bool = False,
+    ) -> CleanOutput:
+        """What may be shown now that ``data`` came, with ``end`` or ``flush`` all that was held back.
 
         Raises REDACTION_UNAVAILABLE when there is no process, it ends, or the stream began with another one.
         A stream that failed, or whose caller went away, is over.
@@ -57,7 +71,7 @@ class OutputCleaner:
         over = True
         try:
             cleaned = [
-                await self._ask(process, Clean(stream, piece, end and last, shapes))
+                await self._ask(process, Clean(stream, piece, end and last, shapes, flush and last))
                 for piece, last in _pieces(data)
             ]
             over = end
@@ -68,7 +82,9 @@ class OutputCleaner:
                 self.forget(stream)
             elif over:
                 self._streams.pop(stream, None)
-        return b"".join(cleaned)
+        return CleanOutput(
+            b"".join(one.data for one in cleaned), tuple(found for one in cleaned for found in one.found)
+        )
 
     def forget(self, stream: int) -> None:
         """Nobody wants the rest of a stream."""
@@ -95,11 +111,11 @@ class OutputCleaner:
                 waiting.set_exception(ChannelClosedError())
                 waiting.exception()  # whoever forgot a stream does not wait
 
-    async def _ask(self, process: Cleaning, question: Clean) -> bytes:
+    async def _ask(self, process: Cleaning, question: Clean) -> Cleaned:
         if not process.alive:
             raise ChannelClosedError
         async with asyncio.timeout(self._seconds):
-            return (await self._send(process, question)).data
+            return await self._send(process, question)
 
     def _send(self, process: Cleaning, question: Clean) -> asyncio.Future[Cleaned]:
         answer: asyncio.Future[Cleaned] = asyncio.get_running_loop().create_future()

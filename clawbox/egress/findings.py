@@ -38,7 +38,7 @@ class Finding:
     name: str
     """Of the credential or of the shape."""
     kind: Kind
-    """KNOWN or CREDENTIAL. A few KNOWN ones in requests suspend a sandbox's credentials (68)."""
+    """KNOWN or CREDENTIAL; in output any. A few KNOWN ones in requests suspend credentials (68)."""
     place: Place
     action: Action
 
@@ -79,6 +79,11 @@ def outbound(on_shape: ShapeAction) -> Judge:
 def inbound(_match: Match, _data: bytes) -> Action:
     """Everything found is replaced; to replace a look-alike harms nobody."""
     return Action.REDACTED
+
+
+def output(match: Match, _data: bytes) -> Action:
+    """What a program wrote for others to read: phrases that steer a model are told, all else is replaced."""
+    return Action.REPORTED if match.pattern.kind is Kind.INJECTION else Action.REDACTED
 
 
 def inbound_encoded(match: Match, _data: bytes) -> Action:

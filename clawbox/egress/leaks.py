@@ -26,11 +26,12 @@ from clawbox.egress.findings import (
     inbound,
     inbound_encoded,
     outbound,
+    output,
     unaltered,
 )
 from clawbox.egress.patterns import PatternSet
 from clawbox.egress.scanner import REDACTED, StreamScanner
-from clawbox.egress.shapes import CREDENTIAL_SHAPES
+from clawbox.egress.shapes import CREDENTIAL_SHAPES, GENERIC_SHAPES, INJECTION_PATTERNS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -65,6 +66,12 @@ class HeadVerdict(msgspec.Struct, frozen=True):
 def shape_patterns() -> PatternSet:
     """The shapes, compiled once for a process and those that are forked from it."""
     return PatternSet(CREDENTIAL_SHAPES)
+
+
+@functools.cache
+def phrase_patterns() -> PatternSet:
+    """What is looked for in output besides the shapes, compiled once likewise."""
+    return PatternSet((*GENERIC_SHAPES, *INJECTION_PATTERNS))
 
 
 def is_text(content_type: bytes) -> bool:
@@ -155,6 +162,11 @@ class LeakDetector:
             inbound_encoded if encoded else inbound,
             keep_length=keep_length,
         )
+
+    def output(self, *, shapes: bool) -> StreamScanner:
+        """A scanner for a stream of what a program writes. ``shapes``: for more than known secrets."""
+        patterns = (*self._all, phrase_patterns()) if shapes else self._known
+        return StreamScanner(patterns, output, keep_length=False)
 
     def _suspicious(self, parts: Sequence[bytes]) -> bool:
         """The quick question for a whole head: some 10 µs."""

@@ -130,6 +130,9 @@ class Clean(msgspec.Struct, frozen=True, tag="clean"):
     end: bool
     """It is the last piece: everything held back comes."""
     shapes: bool = True
+    """Look for everything that the output of tools is searched for, too."""
+    flush: bool = False
+    """Nothing came for a while: everything held back comes, and the stream goes on."""
 
 
 class Suspend(msgspec.Struct, frozen=True, tag="suspend"):
@@ -158,7 +161,7 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
 
 
 class Found(msgspec.Struct, frozen=True):
-    """One thing that the leak scanner found in a request or its answer."""
+    """One thing that the leak scanner found in a request, its answer, or output."""
 
     name: Short
     kind: Kind
@@ -222,6 +225,7 @@ class Cleaned(msgspec.Struct, frozen=True, tag="cleaned"):
     data: Annotated[bytes, msgspec.Meta(max_length=MAX_FRAME_BYTES)]
     end: bool
     found: Annotated[tuple[Found, ...], msgspec.Meta(max_length=64)]
+    """Since the answer before."""
 
 
 class Finished(msgspec.Struct, frozen=True, tag="finished"):

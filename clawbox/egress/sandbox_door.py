@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from clawbox.egress.cleaning import CleanOutput
     from clawbox.egress.dialer.control import DialerControl
     from clawbox.egress.keeper.control import Keeper
     from clawbox.egress.process import Forker
@@ -242,11 +243,24 @@ class SandboxDoor:
         ``stream`` is a number that no other stream of this server has. Raises REDACTION_UNAVAILABLE; then
         nothing of the stream may be shown any more.
         """
+        return (await self.scan(stream, data, end=end, shapes=shapes)).data
+
+    def new_stream(self) -> int:
+        """A number that no other stream of output has."""
+        return self._around.number()
+
+    async def scan(
+        self, stream: int, data: bytes, *, end: bool = False, flush: bool = False, shapes: bool
+    ) -> CleanOutput:
+        """As :meth:`clean`, and what was found; with ``flush`` nothing is held back, and the stream goes on.
+
+        ``shapes``: everything that the output of tools is searched for, not known secrets alone.
+        """
         if not self._ready.done():
             with contextlib.suppress(ClawboxError):
                 await self.ready()
         process = self._process if self.serving else None
-        return await self._cleaner.clean(process, stream, data, end=end, shapes=shapes)
+        return await self._cleaner.clean(process, stream, data, end=end, shapes=shapes, flush=flush)
 
     def forget_stream(self, stream: int) -> None:
         """Nobody wants the rest of a stream of output."""

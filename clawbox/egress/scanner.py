@@ -65,6 +65,16 @@ class StreamScanner:
             raise LeakError(tuple(self.found))
         return self._give(len(self._held))
 
+    def flush(self) -> bytes:
+        """What was held back, while the body goes on: for a terminal that has been quiet (67).
+
+        Of a secret that comes in two parts with the quiet between them, the first goes on. To one that ends
+        where the window does belongs what may follow right after.
+        """
+        if self._refused:
+            raise LeakError(tuple(self.found))
+        return self._give(len(self._held), goes_on=True)
+
     def whole(self, data: bytes) -> bytes:
         """What goes on of a body that is all here, in place of feed and finish. Raises LeakError."""
         for patterns in self._patterns:
@@ -72,7 +82,7 @@ class StreamScanner:
                 return self.feed(data) + self.finish()
         return data
 
-    def _give(self, cut: int) -> bytes:
+    def _give(self, cut: int, *, goes_on: bool = False) -> bytes:
         if cut <= self._held.given:
             return b""
         window = self._held.window()
@@ -80,11 +90,11 @@ class StreamScanner:
         to = cut
         given = window[self._held.given : cut]
         if matches:
-            given, to = self._cleaned(window, cut, matches)
+            given, to = self._cleaned(window, cut, matches, goes_on=goes_on)
         self._held.go_on(max(to, cut))
         return given
 
-    def _cleaned(self, window: bytes, cut: int, matches: list[Match]) -> tuple[bytes, int]:
+    def _cleaned(self, window: bytes, cut: int, matches: list[Match], *, goes_on: bool) -> tuple[bytes, int]:
         """What goes on of the window up to ``cut``, and how far a secret that was replaced reaches beyond."""
         spans: list[tuple[int, int, Pattern]] = []
         for match in sorted(matches, key=lambda match: (match.start, -match.end)):
@@ -109,7 +119,7 @@ class StreamScanner:
             begin = max(start, position)
             parts += (window[position:begin], self._mask(end - begin))
             position = end
-            if end == len(window) and (end > cut or pattern.lines):
+            if end == len(window) and (end > cut or pattern.lines or goes_on):
                 self._inside = pattern
         parts.append(window[position:cut])
         return b"".join(parts), position

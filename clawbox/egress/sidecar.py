@@ -21,7 +21,7 @@ from clawbox.children.kind import Profile
 from clawbox.egress.credentials import Credential, Secret
 from clawbox.egress.dialer.client import DialerClient
 from clawbox.egress.keeper.secrets import MAX_SECRETS_BYTES, Secrets
-from clawbox.egress.leaks import LeakDetector, shape_patterns
+from clawbox.egress.leaks import LeakDetector, phrase_patterns, shape_patterns
 from clawbox.egress.messages import (
     MAX_GRANT_BYTES,
     Activity,
@@ -144,17 +144,19 @@ class _Cleaner:
         """The answer to one piece of a stream, which is cleaned of what was known when it began."""
         scanner = self._streams.get(request.stream)
         if scanner is None:
-            scanner = self._streams[request.stream] = detector.inbound_body(text=request.shapes)
+            scanner = self._streams[request.stream] = detector.output(shapes=request.shapes)
         data = scanner.feed(request.data)
-        if not request.end:
-            return Cleaned(request.stream, data, end=False, found=())
-        del self._streams[request.stream]
-        data += scanner.finish()
+        if request.end:
+            del self._streams[request.stream]
+            data += scanner.finish()
+        elif request.flush:
+            data += scanner.flush()
         found = tuple(
             Found(one.name, one.kind, one.place, one.action, count)
             for one, count in scanner.found.most_common(_MAX_FOUND)
         )
-        return Cleaned(request.stream, data, end=True, found=found)
+        scanner.found.clear()
+        return Cleaned(request.stream, data, end=request.end, found=found)
 
 
 class _Sidecar:
@@ -333,6 +335,7 @@ class Serving:
     def preload(self) -> None:
         """Compile the shapes, read the system's certificates, and use once what loads code when used."""
         shape_patterns()
+        phrase_patterns()
         preload_tls()
         nobodys = Credential("preload", Secret("\N{SNOWMAN}" * 20), ("preload.invalid",))
         frame = msgspec.msgpack.encode(Secrets.of([nobodys], {}, (), b""))

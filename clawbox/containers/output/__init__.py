@@ -1,0 +1,1 @@
+"""What programs in containers write: cleaned of secrets, kept in bounded files, told to whoever asks."""
