@@ -237,6 +237,11 @@ class Reason(enum.Enum):
     DOCKER_UNAVAILABLE = _Spec(
         Code.UNAVAILABLE, "The Docker engine does not answer.", "Try again; see System.GetStatus."
     )
+    ENGINE_REFUSED = _Spec(
+        Code.FAILED_PRECONDITION,
+        "The engine refused what it was asked for, because of its own settings or its host.",
+        "The operator finds the engine's words in the server's log.",
+    )
     SHUTTING_DOWN = _Spec(
         Code.UNAVAILABLE, "The server is stopping and takes no new work.", "Try another server, or again."
     )
@@ -244,6 +249,11 @@ class Reason(enum.Enum):
         Code.UNAVAILABLE,
         "The audit log cannot be written, and the operator wants nothing done unrecorded.",
         "The operator makes room in the audit folder, or corrects who may write there; see `audit.on_error`.",
+    )
+    STATE_UNAVAILABLE = _Spec(
+        Code.UNAVAILABLE,
+        "What the server remembers of containers and requests cannot be read or written; nothing was changed.",
+        "Try again; the operator makes room on the disk of the state, or corrects what the message says.",
     )
     SANDBOX_UNAVAILABLE = _Spec(
         Code.UNAVAILABLE,

@@ -162,13 +162,13 @@ class AuditSettings(Settings):
 
 
 class StateSettings(Settings):
-    """Where agents, containers and request ids are remembered.
-
-    Planned: checked, and without effect until containers are served.
-    """
+    """Where containers and request ids are remembered."""
 
     url: OptionalSecret = None
-    """Database URL, never shown. Empty: SQLite in the folder of the settings file."""
+    """Database URL, never shown: ``sqlite:////PATH``, or PostgreSQL, whose driver is installed apart.
+
+    Empty: SQLite, in ``state.db`` in the folder of the settings file.
+    """
 
 
 class ChildrenSettings(Settings):

@@ -1,0 +1,51 @@
+"""Brings a database to this program's schema, in one transaction of the caller's: wholly or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from clawbox.errors import ClawboxError, Reason
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
+
+MIGRATIONS: Final = Path(__file__).parent / "migrations"
+
+
+def upgrade(connection: Connection, place: str) -> None:
+    """Run the migrations that are missing.
+
+    ``connection`` is in a transaction. Raises STATE_UNAVAILABLE where a newer clawbox wrote, or where the
+    tables are another program's: then nothing is changed.
+    """
+    config = Config(attributes={"connection": connection})
+    # Interpolated by configparser: a % in the path is written twice.
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    scripts = ScriptDirectory.from_config(config)
+    found = set(MigrationContext.configure(connection).get_current_heads())
+    known = {script.revision for script in scripts.walk_revisions()}
+    if found - known:
+        raise ClawboxError(
+            Reason.STATE_UNAVAILABLE,
+            "the state in {place} is that of a newer clawbox (schema {found}; this one knows {known}): use "
+            "that version, or put back the state from before it; nothing was changed",
+            place=place,
+            found=", ".join(sorted(found)),
+            known=", ".join(sorted(scripts.get_heads())),
+        )
+    if not found and sa.inspect(connection).get_table_names():
+        raise ClawboxError(
+            Reason.STATE_UNAVAILABLE,
+            "{place} has tables that are not clawbox's: name another place in state.url; nothing was changed",
+            place=place,
+        )
+    if found != set(scripts.get_heads()):
+        command.upgrade(config, "head")
