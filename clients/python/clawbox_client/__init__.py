@@ -1,8 +1,34 @@
 """The Python client of clawbox: :class:`Client` for asyncio, :class:`SyncClient` for everybody else."""
 
-from clawbox_client.aio import Client, Stream
-from clawbox_client.blocking import SyncClient, SyncStream
+from clawbox_client.aio import Client
+from clawbox_client.aio_calls import Stream
+from clawbox_client.aio_exec import Exec
+from clawbox_client.blocking import SyncClient
+from clawbox_client.blocking_calls import SyncStream
+from clawbox_client.blocking_exec import SyncExec
 from clawbox_client.connection import DEFAULT_ADDRESS, Tls
+from clawbox_client.container_requests import FilterOptions, ProcessOptions, SpawnOptions
+from clawbox_client.containers import (
+    CommandResult,
+    Container,
+    ContainerChanged,
+    ContainerEvent,
+    ContainerRemoved,
+    ContainersSnapshot,
+    ContainerState,
+    ContainerStats,
+    FileInfo,
+    Gap,
+    Grant,
+    KillResult,
+    Limits,
+    LogChunk,
+    LogEvent,
+    PullProgress,
+    Rule,
+    Template,
+    Workspace,
+)
 from clawbox_client.errors import (
     AlreadyExists,
     Cancelled,
@@ -19,6 +45,7 @@ from clawbox_client.errors import (
     Unavailable,
     from_rpc_error,
 )
+from clawbox_client.execs import ExecEvent, ExecExited, ExecStarted
 from clawbox_client.requests import RunOptions
 from clawbox_client.results import (
     CodeError,
@@ -49,41 +76,68 @@ __all__ = [
     "Client",
     "CodeError",
     "CodeResult",
+    "CommandResult",
     "Component",
+    "Container",
+    "ContainerChanged",
+    "ContainerEvent",
+    "ContainerRemoved",
+    "ContainerState",
+    "ContainerStats",
+    "ContainersSnapshot",
     "DeadlineExceeded",
     "Enforcement",
+    "Exec",
+    "ExecEvent",
+    "ExecExited",
+    "ExecStarted",
     "ExecutionEvent",
     "ExecutionMetadata",
     "ExecutionResult",
     "FailedPrecondition",
     "FieldViolation",
+    "FileInfo",
+    "FilterOptions",
     "Finding",
+    "Gap",
+    "Grant",
     "Health",
     "Internal",
     "InvalidArgument",
     "Json",
+    "KillResult",
+    "Limits",
+    "LogChunk",
     "LogEntry",
+    "LogEvent",
     "NetworkRule",
     "NotFound",
     "Outcome",
     "OutcomeError",
     "OutputError",
     "PermissionDenied",
+    "ProcessOptions",
+    "PullProgress",
     "Registration",
     "ReloadReport",
     "ResourceExhausted",
+    "Rule",
     "RunOptions",
+    "SpawnOptions",
     "Started",
     "Status",
     "Stderr",
     "Stdout",
     "Stream",
     "SyncClient",
+    "SyncExec",
     "SyncStream",
+    "Template",
     "Tls",
     "Tool",
     "ToolFailure",
     "Unauthenticated",
     "Unavailable",
+    "Workspace",
     "from_rpc_error",
 ]

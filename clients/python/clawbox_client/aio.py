@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Self, Unpack
 
 import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2
 
 from clawbox_client import requests, results, system, tools
+from clawbox_client.aio_calls import Stream, in_loop, in_thread, unary
+from clawbox_client.aio_containers import AioContainers
 from clawbox_client.channel import authorized, authorized_aio, open_aio_channel, open_channel
 from clawbox_client.connection import (
     DEFAULT_ADDRESS,
@@ -21,79 +23,31 @@ from clawbox_client.connection import (
     TokenSource,
 )
 from clawbox_client.errors import DeadlineExceeded, NotFound, Unavailable, from_rpc_error
-from clawbox_client.v1 import sandbox_pb2, sandbox_pb2_grpc, system_pb2, system_pb2_grpc
+from clawbox_client.v1 import (
+    containers_pb2_grpc,
+    sandbox_pb2,
+    sandbox_pb2_grpc,
+    system_pb2,
+    system_pb2_grpc,
+)
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Sequence
     from types import TracebackType
 
     from clawbox_client.requests import RunOptions
 
-_Request = TypeVar("_Request")
-_Response = TypeVar("_Response")
-_T = TypeVar("_T")
 
-
-class Stream(Generic[_T]):
-    """What a server sends, as it comes: ``async for event in stream``.
-
-    Leaving the loop early does not end the call at once; leaving ``async with stream:`` does, and so does
-    :meth:`aclose`. Iterating raises ClawboxError.
-    """
-
-    def __init__(self, call: grpc.aio.UnaryStreamCall[Any, Any], read: Callable[[Any], _T | None]) -> None:
-        self._call = call
-        self._read = read
-        self._closed = False
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> _T:
-        while True:
-            message = grpc.aio.EOF if self._closed else await self._next_message()
-            if message is grpc.aio.EOF:
-                raise StopAsyncIteration
-            event = self._read(message)
-            if event is not None:
-                return event
-
-    async def _next_message(self) -> Any:
-        try:
-            return await self._call.read()
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
-        except asyncio.CancelledError:
-            # grpc.aio answers the end of a call that was cancelled here in the same words in which a task is
-            # cancelled. Only the latter may travel on.
-            task = asyncio.current_task()
-            if self._closed and not (task and task.cancelling()):
-                return grpc.aio.EOF
-            raise
-
-    async def aclose(self) -> None:
-        """Ends the call; the server stops what it does for it. May be called twice."""
-        self._closed = True
-        self._call.cancel()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
-
-class Client:
+class Client(AioContainers):
     """A connection to one server, for asyncio. Make it in the event loop that uses it, and close it there.
 
     ``address``: ``host:port``, ``[IPv6]:port`` or ``unix:/path``. ``token``: the bearer token, or a function
     that gives it for each call; ``token_file``: a file that holds it. ``tls``: how TLS is done.
     ``insecure``: plaintext to another machine, which shows the token to everybody on the way.
     ``deadline``: seconds that a call may take when the call says nothing else; None is for ever.
-    ``watch_audit`` has no deadline unless the call names one.
+    What goes on until it ends (``watch_audit``, ``watch_containers``, ``wait_container``, ``exec``, ``logs``,
+    ``stats``, files) has no deadline unless the call names one.
 
     Raises ValueError and OSError for arguments that cannot be used; nothing connects before the first call.
     Every method that calls the server raises a ClawboxError.
@@ -126,6 +80,8 @@ class Client:
         channel = authorized_aio(self._channel, connection.token)
         self.sandbox = sandbox_pb2_grpc.SandboxStub(channel)
         """The generated stub, token included, for what has no method here. It raises grpc's own errors."""
+        self.containers = containers_pb2_grpc.ContainersStub(channel)
+        """The generated stub, token included."""
         self.system = system_pb2_grpc.SystemStub(channel)
         """The generated stub, token included."""
         self._check_health: grpc.aio.UnaryUnaryMultiCallable[
@@ -168,7 +124,7 @@ class Client:
         """
         request = requests.execute(tool, params, params_json, options)
         deadline = requests.run_deadline(options, self._deadline)
-        return results.execution_result(await _unary(self.sandbox.Execute, request, deadline))
+        return results.execution_result(await unary(self.sandbox.Execute, request, deadline))
 
     def execute_stream(
         self,
@@ -220,7 +176,7 @@ class Client:
         """Every tool that the caller may run, by name; fetches pages as they are needed."""
         page_token = ""
         while True:
-            page = await _unary(
+            page = await unary(
                 self.sandbox.ListTools,
                 requests.list_tools(name_prefix, page_size, page_token),
                 self._within(deadline),
@@ -234,14 +190,14 @@ class Client:
     async def get_tool(self, name: str, *, deadline: float | None = None) -> tools.Tool:
         """One tool."""
         request = sandbox_pb2.GetToolRequest(name=name)
-        return tools.tool(await _unary(self.sandbox.GetTool, request, self._within(deadline)))
+        return tools.tool(await unary(self.sandbox.GetTool, request, self._within(deadline)))
 
     async def register_tool(
         self, manifest: tools.Manifest, *, published: bool | None = None, deadline: float | None = None
     ) -> tools.Registration:
         """Gives a manifest to a tool whose module is there. Raises ValueError for what is no manifest."""
         request = requests.register_tool(manifest, published=published)
-        reply = await _unary(self.sandbox.RegisterTool, request, self._within(deadline))
+        reply = await unary(self.sandbox.RegisterTool, request, self._within(deadline))
         return tools.Registration(tools.tool(reply.tool), reply.created)
 
     async def upload_tool(
@@ -265,16 +221,16 @@ class Client:
         # grpc.aio answers a refusal that comes while it writes with INTERNAL, and the server's own words are
         # lost more often than not. A blocking channel for this one call keeps them.
         loop = asyncio.get_running_loop()
-        pieces = source if not isinstance(source, AsyncIterator) else _in_thread(source, loop)
+        pieces = source if not isinstance(source, AsyncIterator) else in_thread(source, loop)
         upload = await asyncio.to_thread(tools.Upload, pieces, size_bytes)
         start = requests.upload_start(name, upload, manifest, replace=replace, published=published)
         ended = asyncio.Event()
         with open_channel(self._connection) as channel:
             stub = sandbox_pb2_grpc.SandboxStub(authorized(channel, self._connection.token))
-            messages = upload.messages(start, None if progress is None else _in_loop(progress, loop))
+            messages = upload.messages(start, None if progress is None else in_loop(progress, loop))
             call = stub.UploadTool.future(messages, timeout=deadline)
             try:
-                call.add_done_callback(_in_loop(lambda _: ended.set(), loop))
+                call.add_done_callback(in_loop(lambda _: ended.set(), loop))
                 await ended.wait()
                 reply = call.result()
             except grpc.RpcError as error:
@@ -287,19 +243,17 @@ class Client:
 
     async def delete_tool(self, name: str, *, deadline: float | None = None) -> None:
         """Deletes a tool; calls that run it finish."""
-        await _unary(
-            self.sandbox.DeleteTool, sandbox_pb2.DeleteToolRequest(name=name), self._within(deadline)
-        )
+        await unary(self.sandbox.DeleteTool, sandbox_pb2.DeleteToolRequest(name=name), self._within(deadline))
 
     async def reload_tools(self, *, deadline: float = requests.UPLOAD_DEADLINE) -> tools.ReloadReport:
         """Has the server read its tool folder again."""
         request = sandbox_pb2.ReloadToolsRequest()
-        return tools.reload_report(await _unary(self.sandbox.ReloadTools, request, deadline))
+        return tools.reload_report(await unary(self.sandbox.ReloadTools, request, deadline))
 
     async def status(self, *, deadline: float | None = None) -> system.Status:
         """What the server is and how its parts do."""
         request = system_pb2.GetStatusRequest()
-        return system.status(await _unary(self.system.GetStatus, request, self._within(deadline)))
+        return system.status(await unary(self.system.GetStatus, request, self._within(deadline)))
 
     async def health(
         self, service: str = "", *, wait: bool = False, deadline: float | None = None
@@ -310,7 +264,7 @@ class Client:
         """
         request = health_pb2.HealthCheckRequest(service=service)
         try:
-            reply = await _unary(self._check_health, request, self._within(deadline), wait=wait)
+            reply = await unary(self._check_health, request, self._within(deadline), wait=wait)
         except NotFound:
             return system.Health.SERVICE_UNKNOWN
         return system.Health(reply.status)
@@ -329,45 +283,10 @@ class Client:
         call = self.system.WatchAudit(requests.watch_audit(after_sequence, kinds), timeout=deadline)
         return Stream(call, lambda message: system.audit_row(message.row))
 
-    def _within(self, deadline: float | None) -> float | None:
-        return self._deadline if deadline is None else deadline
-
     async def _run_code(
         self, tool: str, code: str, input_value: results.Json, options: RunOptions
     ) -> results.CodeResult:
         request = requests.run_code(tool, code, input_value, options)
         deadline = requests.run_deadline(options, self._deadline)
-        reply = await _unary(self.sandbox.Execute, request, deadline)
+        reply = await unary(self.sandbox.Execute, request, deadline)
         return results.code_result(results.execution_result(reply))
-
-
-async def _unary(
-    method: grpc.aio.UnaryUnaryMultiCallable[_Request, _Response],
-    request: _Request,
-    deadline: float | None,
-    *,
-    wait: bool = False,
-) -> _Response:
-    try:
-        return await method(request, timeout=deadline, wait_for_ready=wait)
-    except grpc.RpcError as error:
-        raise from_rpc_error(error) from error
-
-
-def _in_thread(pieces: AsyncIterator[bytes], loop: asyncio.AbstractEventLoop) -> Iterator[bytes]:
-    """The pieces for a reader in another thread, made in the loop."""
-
-    async def pull() -> bytes | None:
-        return await anext(pieces, None)
-
-    while (piece := asyncio.run_coroutine_threadsafe(pull(), loop).result()) is not None:
-        yield piece
-
-
-def _in_loop(function: Callable[..., object], loop: asyncio.AbstractEventLoop) -> Callable[..., None]:
-    """The function, called in the loop by whoever calls what this returns."""
-
-    def call(*arguments: object) -> None:
-        loop.call_soon_threadsafe(function, *arguments)
-
-    return call

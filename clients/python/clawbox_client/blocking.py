@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Self, Unpack
 
 import grpc
 from grpc_health.v1 import health_pb2
 
 from clawbox_client import requests, results, system, tools
+from clawbox_client.blocking_calls import SyncStream, unary
+from clawbox_client.blocking_containers import SyncContainers
 from clawbox_client.channel import authorized, open_channel
 from clawbox_client.connection import (
     DEFAULT_ADDRESS,
@@ -18,69 +20,31 @@ from clawbox_client.connection import (
     TokenSource,
 )
 from clawbox_client.errors import DeadlineExceeded, NotFound, Unavailable, from_rpc_error
-from clawbox_client.v1 import sandbox_pb2, sandbox_pb2_grpc, system_pb2, system_pb2_grpc
+from clawbox_client.v1 import (
+    containers_pb2_grpc,
+    sandbox_pb2,
+    sandbox_pb2_grpc,
+    system_pb2,
+    system_pb2_grpc,
+)
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from types import TracebackType
 
     from clawbox_client.requests import RunOptions
 
-_Request = TypeVar("_Request")
-_Response = TypeVar("_Response")
-_T = TypeVar("_T")
 
-
-class SyncStream(Generic[_T]):
-    """What a server sends, as it comes: ``for event in stream``.
-
-    Leaving ``with stream:`` ends the call, and so does :meth:`close`, from any thread.
-    Iterating raises ClawboxError.
-    """
-
-    def __init__(self, call: Any, read: Callable[[Any], _T | None]) -> None:
-        self._call = call
-        self._read = read
-        self._closed = False
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> _T:
-        while True:
-            try:
-                message = next(self._call)
-            except grpc.RpcError as error:
-                if self._closed:
-                    raise StopIteration from None
-                raise from_rpc_error(error) from error
-            event = self._read(message)
-            if event is not None:
-                return event
-
-    def close(self) -> None:
-        """Ends the call; the server stops what it does for it. May be called twice."""
-        self._closed = True
-        self._call.cancel()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class SyncClient:
+class SyncClient(SyncContainers):
     """A connection to one server that any number of threads may share.
 
     ``address``: ``host:port``, ``[IPv6]:port`` or ``unix:/path``. ``token``: the bearer token, or a function
     that gives it for each call; ``token_file``: a file that holds it. ``tls``: how TLS is done.
     ``insecure``: plaintext to another machine, which shows the token to everybody on the way.
     ``deadline``: seconds that a call may take when the call says nothing else; None is for ever.
-    ``watch_audit`` has no deadline unless the call names one.
+    What goes on until it ends (``watch_audit``, ``watch_containers``, ``wait_container``, ``exec``, ``logs``,
+    ``stats``, files) has no deadline unless the call names one.
 
     Raises ValueError and OSError for arguments that cannot be used; nothing connects before the first call.
     Every method that calls the server raises a ClawboxError.
@@ -111,6 +75,8 @@ class SyncClient:
         channel = authorized(self._channel, connection.token)
         self.sandbox = sandbox_pb2_grpc.SandboxStub(channel)
         """The generated stub, token included, for what has no method here. It raises grpc's own errors."""
+        self.containers = containers_pb2_grpc.ContainersStub(channel)
+        """The generated stub, token included."""
         self.system = system_pb2_grpc.SystemStub(channel)
         """The generated stub, token included."""
         self._check_health: grpc.UnaryUnaryMultiCallable[
@@ -153,7 +119,7 @@ class SyncClient:
         """
         request = requests.execute(tool, params, params_json, options)
         deadline = requests.run_deadline(options, self._deadline)
-        return results.execution_result(_unary(self.sandbox.Execute, request, deadline))
+        return results.execution_result(unary(self.sandbox.Execute, request, deadline))
 
     def execute_stream(
         self,
@@ -205,7 +171,7 @@ class SyncClient:
         """Every tool that the caller may run, by name; fetches pages as they are needed."""
         page_token = ""
         while True:
-            page = _unary(
+            page = unary(
                 self.sandbox.ListTools,
                 requests.list_tools(name_prefix, page_size, page_token),
                 self._within(deadline),
@@ -219,14 +185,14 @@ class SyncClient:
     def get_tool(self, name: str, *, deadline: float | None = None) -> tools.Tool:
         """One tool."""
         request = sandbox_pb2.GetToolRequest(name=name)
-        return tools.tool(_unary(self.sandbox.GetTool, request, self._within(deadline)))
+        return tools.tool(unary(self.sandbox.GetTool, request, self._within(deadline)))
 
     def register_tool(
         self, manifest: tools.Manifest, *, published: bool | None = None, deadline: float | None = None
     ) -> tools.Registration:
         """Gives a manifest to a tool whose module is there. Raises ValueError for what is no manifest."""
         request = requests.register_tool(manifest, published=published)
-        reply = _unary(self.sandbox.RegisterTool, request, self._within(deadline))
+        reply = unary(self.sandbox.RegisterTool, request, self._within(deadline))
         return tools.Registration(tools.tool(reply.tool), reply.created)
 
     def upload_tool(
@@ -262,17 +228,17 @@ class SyncClient:
 
     def delete_tool(self, name: str, *, deadline: float | None = None) -> None:
         """Deletes a tool; calls that run it finish."""
-        _unary(self.sandbox.DeleteTool, sandbox_pb2.DeleteToolRequest(name=name), self._within(deadline))
+        unary(self.sandbox.DeleteTool, sandbox_pb2.DeleteToolRequest(name=name), self._within(deadline))
 
     def reload_tools(self, *, deadline: float = requests.UPLOAD_DEADLINE) -> tools.ReloadReport:
         """Has the server read its tool folder again."""
         request = sandbox_pb2.ReloadToolsRequest()
-        return tools.reload_report(_unary(self.sandbox.ReloadTools, request, deadline))
+        return tools.reload_report(unary(self.sandbox.ReloadTools, request, deadline))
 
     def status(self, *, deadline: float | None = None) -> system.Status:
         """What the server is and how its parts do."""
         request = system_pb2.GetStatusRequest()
-        return system.status(_unary(self.system.GetStatus, request, self._within(deadline)))
+        return system.status(unary(self.system.GetStatus, request, self._within(deadline)))
 
     def health(
         self, service: str = "", *, wait: bool = False, deadline: float | None = None
@@ -283,7 +249,7 @@ class SyncClient:
         """
         request = health_pb2.HealthCheckRequest(service=service)
         try:
-            reply = _unary(self._check_health, request, self._within(deadline), wait=wait)
+            reply = unary(self._check_health, request, self._within(deadline), wait=wait)
         except NotFound:
             return system.Health.SERVICE_UNKNOWN
         return system.Health(reply.status)
@@ -302,26 +268,10 @@ class SyncClient:
         call = self.system.WatchAudit(requests.watch_audit(after_sequence, kinds), timeout=deadline)
         return SyncStream(call, lambda message: system.audit_row(message.row))
 
-    def _within(self, deadline: float | None) -> float | None:
-        return self._deadline if deadline is None else deadline
-
     def _run_code(
         self, tool: str, code: str, input_value: results.Json, options: RunOptions
     ) -> results.CodeResult:
         request = requests.run_code(tool, code, input_value, options)
         deadline = requests.run_deadline(options, self._deadline)
-        reply = _unary(self.sandbox.Execute, request, deadline)
+        reply = unary(self.sandbox.Execute, request, deadline)
         return results.code_result(results.execution_result(reply))
-
-
-def _unary(
-    method: grpc.UnaryUnaryMultiCallable[_Request, _Response],
-    request: _Request,
-    deadline: float | None,
-    *,
-    wait: bool = False,
-) -> _Response:
-    try:
-        return method(request, timeout=deadline, wait_for_ready=wait)
-    except grpc.RpcError as error:
-        raise from_rpc_error(error) from error

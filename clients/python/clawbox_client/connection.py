@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2
 
-from clawbox_client.v1 import sandbox_pb2, system_pb2
+from clawbox_client.v1 import containers_pb2, sandbox_pb2, system_pb2
 
 DEFAULT_ADDRESS = "127.0.0.1:9800"
 """Where a server listens unless it is told otherwise."""
@@ -221,12 +221,21 @@ class Connection:
         return tuple(options)
 
 
+_SERVED = (
+    sandbox_pb2.DESCRIPTOR,
+    containers_pb2.DESCRIPTOR,
+    system_pb2.DESCRIPTOR,
+    health_pb2.DESCRIPTOR,
+)
+_READING = ("Get", "List", "Check", "Stat", "Wait")
+
+
 def _idempotent_methods() -> Iterable[dict[str, str]]:
     """Unary methods that only read: repeating one changes nothing."""
-    for file in (sandbox_pb2.DESCRIPTOR, system_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR):
+    for file in _SERVED:
         for service in file.services_by_name.values():
             for method in service.methods:
-                if not method.server_streaming and method.name.startswith(("Get", "List", "Check")):
+                if not method.server_streaming and method.name.startswith(_READING):
                     yield {"service": service.full_name, "method": method.name}
 
 

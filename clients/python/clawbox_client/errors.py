@@ -181,6 +181,11 @@ def from_rpc_error(error: grpc.RpcError) -> ClawboxError:
     )
 
 
+def no_file() -> Unavailable:
+    """A stream that ended well and told of no file: no clawbox server does that."""
+    return Unavailable("the server ended the stream without a file", code=grpc.StatusCode.UNAVAILABLE)
+
+
 def _trailing_metadata(error: grpc.RpcError) -> dict[str, str | bytes]:
     # The stubs promise a tuple; grpc.aio gives its own Metadata, and both give None when there was no server.
     pairs: Any = error.trailing_metadata() or ()

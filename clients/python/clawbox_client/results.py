@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeAlias
 from clawbox_client.v1 import sandbox_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from google.protobuf.descriptor import EnumDescriptor
 
@@ -254,21 +254,24 @@ def execution_result(response: sandbox_pb2.ExecuteResponse) -> ExecutionResult:
             host_calls=said.host_calls,
             tool_digest=said.tool_digest,
             exit_code=said.exit_code if said.HasField("exit_code") else None,
-            truncated={
-                word(sandbox_pb2.Stream.DESCRIPTOR, cut.stream): cut.kept_bytes for cut in said.truncations
-            },
-            findings=tuple(
-                Finding(
-                    one.pattern,
-                    word(sandbox_pb2.FindingAction.DESCRIPTOR, one.action),
-                    one.location,
-                    one.count,
-                )
-                for one in said.sanitization.findings
-            ),
+            truncated=truncated(said.truncations),
+            findings=findings(said.sanitization),
             issues_found=said.sanitization.issues_found,
             actions_taken=tuple(said.sanitization.actions_taken),
         ),
+    )
+
+
+def truncated(cuts: Iterable[sandbox_pb2.Truncation]) -> dict[str, int]:
+    """Which streams were cut, and how many bytes were kept of each."""
+    return {word(sandbox_pb2.Stream.DESCRIPTOR, cut.stream): cut.kept_bytes for cut in cuts}
+
+
+def findings(sanitization: sandbox_pb2.Sanitization) -> tuple[Finding, ...]:
+    """What the output scan found."""
+    return tuple(
+        Finding(one.pattern, word(sandbox_pb2.FindingAction.DESCRIPTOR, one.action), one.location, one.count)
+        for one in sanitization.findings
     )
 
 

@@ -99,6 +99,9 @@ def test_half_a_client_certificate(tmp_path):
         cb.Tls(cert=tmp_path / "c.pem").credentials()
 
 
+_READ_CONTAINERS = ("Get", "List", "Wait", "ListFiles", "StatFile", "ListTemplates")
+
+
 def test_only_what_reads_is_retried():
     (policy,) = json.loads(SERVICE_CONFIG)["methodConfig"]
     assert policy["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]
@@ -106,6 +109,7 @@ def test_only_what_reads_is_retried():
     assert names == {
         ("clawbox.v1.Sandbox", "ListTools"),
         ("clawbox.v1.Sandbox", "GetTool"),
+        *(("clawbox.v1.Containers", name) for name in _READ_CONTAINERS),
         ("clawbox.v1.System", "GetStatus"),
         ("grpc.health.v1.Health", "Check"),
         ("grpc.health.v1.Health", "List"),
