@@ -7,6 +7,7 @@ from __future__ import annotations
 
 _AUDIT_HEAD = "clawbox audit head 1"
 _CONTAINER_LABELS = "clawbox container labels 1"
+_INSTALLATION = "clawbox installation 1"
 
 
 def audit_head_text(sequence: int, digest: str) -> bytes:
@@ -17,3 +18,8 @@ def audit_head_text(sequence: int, digest: str) -> bytes:
 def container_labels_text(labels: str) -> bytes:
     """The bytes that the MAC of a container's labels is over; ``labels`` in their one form as JSON."""
     return f"{_CONTAINER_LABELS}\n{labels}".encode()
+
+
+def installation_text(public_key: bytes) -> bytes:
+    """The bytes whose digest is the installation's name; ``public_key`` is raw."""
+    return f"{_INSTALLATION}\n{public_key.hex()}".encode()

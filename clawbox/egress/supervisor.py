@@ -20,11 +20,13 @@ from clawbox.children.launcher import Launcher
 from clawbox.egress.dialer.control import KIND as DIALER
 from clawbox.egress.dialer.control import DialerControl
 from clawbox.egress.keeper.control import KIND as KEEPER
-from clawbox.egress.keeper.control import Keeper
+from clawbox.egress.keeper.control import Keeper, KeeperUnavailableError
+from clawbox.egress.keeper.identity import installation_of
+from clawbox.egress.keeper.messages import MAX_LABELS_CHARACTERS
 from clawbox.egress.recording import EgressMetrics, LeakLedger, SandboxRecorder
 from clawbox.egress.sandbox_door import SIDECAR, SandboxDoor, Surroundings
 from clawbox.egress.spending import Spending
-from clawbox.errors import ClawboxError, Reason
+from clawbox.errors import ClawboxError, Reason, invalid_field
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -164,9 +166,7 @@ class EgressSupervisor:
 
         No other sandbox that lives has the grant's id. Raises SANDBOX_UNAVAILABLE.
         """
-        if not self._open:
-            raise ClawboxError(Reason.SHUTTING_DOWN, "the server is stopping")
-        await self._start_keeper()
+        await self._need_keeper()
         await self._start_dialer()
         door = SandboxDoor(
             grant, self._around, SandboxRecorder(grant, self._audit, self._metrics, self._leaks)
@@ -195,6 +195,32 @@ class EgressSupervisor:
             raise SignerGoneError(str(error)) from None
         return await self._keeper.sign(sequence, digest)
 
+    async def mac(self, text: str) -> bytes:
+        """Have the keeper authenticate a container's labels (83): HMAC-SHA-256, 32 bytes.
+
+        ``text``: the labels in their one form as JSON. The same text has the same MAC for as long as the
+        installation has its identity key. Raises INVALID_FIELD for one that is too long,
+        SANDBOX_UNAVAILABLE, and SHUTTING_DOWN.
+        """
+        if len(text) > MAX_LABELS_CHARACTERS:
+            raise invalid_field(
+                "labels", f"has, with the grant, more than {MAX_LABELS_CHARACTERS} characters", "max_length"
+            )
+        await self._need_keeper()
+        try:
+            return await self._keeper.authenticate_labels(text)
+        except KeeperUnavailableError as error:
+            raise _no_keeper(str(error)) from None
+
+    async def installation(self) -> str:
+        """The name of this installation, 32 hexadecimal digits, from its identity key.
+
+        Raises SANDBOX_UNAVAILABLE and SHUTTING_DOWN.
+        """
+        await self._need_keeper()
+        assert self._keeper.public_key is not None
+        return installation_of(self._keeper.public_key)
+
     def enforcements(self) -> tuple[Enforcement, ...]:
         """What confines these processes on this machine, and what does not; nothing before one runs."""
         status = self._launcher.status
@@ -216,6 +242,11 @@ class EgressSupervisor:
             credential_fault=fault if self._keeper.running else "",
         )
 
+    async def _need_keeper(self) -> None:
+        if not self._open:
+            raise ClawboxError(Reason.SHUTTING_DOWN, "the server is stopping")
+        await self._start_keeper()
+
     async def _start_keeper(self) -> None:
         """Start the keeper, when it is needed first. Raises SANDBOX_UNAVAILABLE."""
         async with self._starting:
@@ -230,12 +261,7 @@ class EgressSupervisor:
             async with asyncio.timeout(FIRST_START_SECONDS):
                 await self._keeper.begun()
         except TimeoutError:
-            raise ClawboxError(
-                Reason.SANDBOX_UNAVAILABLE,
-                "the sandbox has no way out: {why}",
-                retry_after=1.0,
-                why="the keeper of secrets does not start",
-            ) from None
+            raise _no_keeper("it does not start") from None
 
     async def _start_dialer(self) -> None:
         """Start what all sandboxes share beside the keeper, when the first one needs it."""
@@ -253,3 +279,12 @@ class EgressSupervisor:
                 for door in self._doors:
                     door.audit_state(available=recordable)
             await asyncio.sleep(AUDIT_LOOK_SECONDS)
+
+
+def _no_keeper(why: str) -> ClawboxError:
+    return ClawboxError(
+        Reason.SANDBOX_UNAVAILABLE,
+        "the keeper of secrets does not answer: {why}",
+        retry_after=1.0,
+        why=why,
+    )

@@ -24,6 +24,8 @@ from clawbox.egress.keeper.holdings import NOT_READ
 from clawbox.egress.keeper.messages import (
     GONE,
     MAX_REPLY_BYTES,
+    AuthenticatedLabels,
+    AuthenticateLabels,
     Begin,
     Begun,
     Closed,
@@ -57,7 +59,7 @@ START_SECONDS: Final = 30.0
 
 
 class KeeperUnavailableError(Exception):
-    """The secrets of a sidecar will not come: it is gone, or the server is stopping."""
+    """What it was asked for will not come: the sidecar is gone, the keeper is, or the server is stopping."""
 
 
 @dataclass(eq=False, slots=True)
@@ -105,6 +107,7 @@ class Keeper:
         self._waiting: dict[Recipient, None] = {}  # in the order in which they came
         self._unanswered: set[int] = set()
         self._signing: deque[asyncio.Future[bytes]] = deque()
+        self._authenticating: deque[asyncio.Future[bytes]] = deque()
         self._last_number = 0
         self._starts = 0
         self._process: ChildProcess[FromKeeper] | None = None
@@ -206,6 +209,18 @@ class Keeper:
         self._send(SignHead(sequence, digest))
         return await future
 
+    async def authenticate_labels(self, text: str) -> bytes:
+        """The MAC over a container's labels, 32 bytes. Raises KeeperUnavailableError.
+
+        ``text`` has at most :data:`~clawbox.egress.keeper.messages.MAX_LABELS_CHARACTERS`.
+        """
+        if not self._running:
+            raise KeeperUnavailableError("there is no keeper just now")
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._authenticating.append(future)
+        self._send(AuthenticateLabels(text))
+        return await future
+
     # Its life
 
     async def _follow(self) -> None:
@@ -259,6 +274,8 @@ class Keeper:
         self._unanswered.clear()
         while self._signing:
             _fail(self._signing.popleft(), SignerGoneError("the keeper ended before it signed"))
+        while self._authenticating:
+            _fail(self._authenticating.popleft(), KeeperUnavailableError("the keeper ended"))
 
     def _send(self, message: object) -> None:
         if self._process is not None:
@@ -322,11 +339,9 @@ class Keeper:
                     self._give_up(recipient, why)
                     self._answered(number)
             case SignedHead(signature=signature):
-                if not self._signing:
-                    raise FrameError("a signature that nobody asked for")
-                future = self._signing.popleft()
-                if not future.done():
-                    future.set_result(signature)
+                _answer(self._signing, signature)
+            case AuthenticatedLabels(mac):
+                _answer(self._authenticating, mac)
 
     def _was_stored(self, stored: Stored) -> None:
         self._storing -= 1
@@ -365,6 +380,15 @@ class Keeper:
 
 
 _DECODER: Final = msgspec.msgpack.Decoder[FromKeeper](FromKeeper)
+
+
+def _answer(asked: deque[asyncio.Future[bytes]], answer: bytes) -> None:
+    """Tell the first of those who wait, if it still does. Raises FrameError when nobody asked."""
+    if not asked:
+        raise FrameError("an answer that nobody asked for")
+    future = asked.popleft()
+    if not future.done():
+        future.set_result(answer)
 
 
 def _fail(future: asyncio.Future[Any], error: Exception) -> None:

@@ -23,6 +23,8 @@ from clawbox.egress.keeper.identity import IDENTITY_BYTES, Identity
 from clawbox.egress.keeper.messages import (
     GONE,
     MAX_STORE_BYTES,
+    AuthenticatedLabels,
+    AuthenticateLabels,
     Begin,
     Begun,
     Closed,
@@ -65,6 +67,7 @@ class Keeping:
         decrypt(encrypt([], key), key)
         identity = Identity(bytes(IDENTITY_BYTES))
         identity.sign_head(1, "0" * 64)
+        identity.authenticate_labels("{}")
         derive_authority(identity.ca_seed, "preload").to_bytes()
 
     def open_own(self) -> tuple[int, ...]:
@@ -201,6 +204,8 @@ class Keeper:
                 holdings.forget(sandbox)
             case SignHead(sequence, digest):
                 self._reply(SignedHead(sequence, identity.sign_head(sequence, digest)))
+            case AuthenticateLabels(text):
+                self._reply(AuthenticatedLabels(identity.authenticate_labels(text)))
 
     def _try_to_begin(self) -> None:
         begin = self._begin

@@ -16,6 +16,8 @@ MAX_STORE_BYTES: Final = 5 << 20
 MAX_REPLY_BYTES: Final = 8 << 20
 """Largest frame that control accepts of the keeper: names of credentials, and what is wrong with each."""
 MAX_NAMES: Final = 1024
+MAX_LABELS_CHARACTERS: Final = 1 << 20
+"""Most of a container's labels, in their one form as JSON, that a MAC is made over."""
 
 Name = Annotated[str, msgspec.Meta(max_length=128)]
 Why = Annotated[str, msgspec.Meta(max_length=4096)]
@@ -71,7 +73,13 @@ class SignHead(msgspec.Struct, frozen=True, tag="sign"):
     hash: Hash
 
 
-ToKeeper = Begin | Store | HandOut | Dismiss | Forget | SignHead
+class AuthenticateLabels(msgspec.Struct, frozen=True, tag="labels"):
+    """Make a MAC over the labels of a container (docs/security.md, 83)."""
+
+    text: Annotated[str, msgspec.Meta(max_length=MAX_LABELS_CHARACTERS)]
+
+
+ToKeeper = Begin | Store | HandOut | Dismiss | Forget | SignHead | AuthenticateLabels
 
 
 # Keeper to control ----------------------------------------------------------------------------------------
@@ -125,4 +133,10 @@ class SignedHead(msgspec.Struct, frozen=True, tag="signed"):
     signature: Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
 
 
-FromKeeper = Begun | Stored | HandedOut | Closed | SignedHead
+class AuthenticatedLabels(msgspec.Struct, frozen=True, tag="labels_mac"):
+    """The answer to AuthenticateLabels; answers come in the order of the questions."""
+
+    mac: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+
+
+FromKeeper = Begun | Stored | HandedOut | Closed | SignedHead | AuthenticatedLabels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import os
 import signal
 import socket
@@ -27,10 +28,11 @@ from clawbox.egress.keeper import outbox as outbox_module
 from clawbox.egress.keeper.bootstrap import read_public_key
 from clawbox.egress.keeper.control import KeeperUnavailableError
 from clawbox.egress.keeper.holdings import NOT_THERE
-from clawbox.egress.keeper.messages import HandOut
+from clawbox.egress.keeper.messages import MAX_LABELS_CHARACTERS, AuthenticateLabels, HandOut
 from clawbox.egress.keeper.outbox import Outbox, PeerGoneError
 from clawbox.egress.keeper.secrets import Secrets
 from clawbox.egress.vault import Fault, MasterKey, Vault
+from clawbox.signed_text import container_labels_text
 
 from .keeping import HEX_KEY, credential, keeping, report_of
 
@@ -261,6 +263,50 @@ async def test_what_a_dead_keeper_was_asked_to_sign_is_refused(tmp_path):
         with pytest.raises(SignerGoneError):
             await signing
         assert len(await world.keeper.sign(1, "0" * 64)) == 64
+
+
+# The labels of containers
+
+
+async def test_rule_83_the_mac_over_labels_is_the_keepers_and_stays_with_its_identity_key(tmp_path):
+    async with keeping(tmp_path) as world:
+        mac = await world.keeper.authenticate_labels('{"clawbox.policy":"full"}')
+        assert len(mac) == 32
+        assert mac != await world.keeper.authenticate_labels('{"clawbox.policy":"none"}')
+        await world.crash()
+        assert await world.keeper.authenticate_labels('{"clawbox.policy":"full"}') == mac
+    identity = tmp_path / "identity.key"
+    plain = hmac.digest(identity.read_bytes(), container_labels_text('{"clawbox.policy":"full"}'), "sha256")
+    assert mac != plain  # of a key for this purpose alone
+    identity.unlink()
+    async with keeping(tmp_path) as world:
+        assert await world.keeper.authenticate_labels('{"clawbox.policy":"full"}') != mac
+
+
+async def test_rule_83_labels_as_large_as_they_get_hold_up_nobody(tmp_path):
+    text = "\N{GRINNING FACE}" * MAX_LABELS_CHARACTERS
+    async with keeping(tmp_path) as world:
+        macs = [asyncio.create_task(world.keeper.authenticate_labels(text)) for _ in range(3)]
+        await asyncio.sleep(0)
+        assert len(await world.keeper.sign(1, "0" * 64)) == 64
+        first, *others = await asyncio.gather(*macs)
+        assert others == [first, first]
+        world.keeper._send(AuthenticateLabels(text + "x"))  # control does not: the keeper refuses it, too
+        await world.keeper._changed.wait()
+        assert await world.keeper.authenticate_labels(text) == first
+
+
+async def test_rule_83_a_dead_keeper_made_no_mac(tmp_path):
+    async with keeping(tmp_path) as world:
+        os.kill(world.process.pid, signal.SIGSTOP)  # it never answers
+        asking = asyncio.create_task(world.keeper.authenticate_labels("{}"))
+        given_up = asyncio.create_task(world.keeper.authenticate_labels("{}"))
+        await asyncio.sleep(0)
+        given_up.cancel()
+        await world.crash()
+        with pytest.raises(KeeperUnavailableError):
+            await asking
+        assert len(await world.keeper.authenticate_labels("{}")) == 32
 
 
 # Nobody holds it up
