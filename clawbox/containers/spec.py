@@ -113,6 +113,18 @@ class ExecPlan:
     tty: bool = False
 
 
+def bind_mounts(folders: HostFolders, *, workspace_read_only: bool) -> tuple[Mount, ...]:
+    """What of the host a container sees, and where. Raises MountError for sources within each other."""
+    mounts = (
+        Mount(folders.run, FOLDER),
+        Mount(folders.workspace, WORKSPACE, read_only=workspace_read_only),
+        Mount(folders.passwd, "/etc/passwd"),
+        Mount(folders.group, "/etc/group"),
+    )
+    check_mounts(mounts)
+    return mounts
+
+
 def engine_name(container_id: str) -> str:
     """What a container is called in the engine."""
     return f"clawbox-{container_id}"
@@ -262,14 +274,7 @@ def _security_options(engine: EngineTerms) -> list[str]:
 
 
 def _mounts(plan: ContainerPlan) -> list[Body]:
-    folders = plan.folders
-    mounts = (
-        Mount(folders.run, FOLDER),
-        Mount(folders.workspace, WORKSPACE, read_only=plan.identity.workspace_read_only),
-        Mount(folders.passwd, "/etc/passwd"),
-        Mount(folders.group, "/etc/group"),
-    )
-    check_mounts(mounts)
+    mounts = bind_mounts(plan.folders, workspace_read_only=plan.identity.workspace_read_only)
     binds: list[Body] = [
         {
             "Type": "bind",

@@ -5,8 +5,8 @@ cgroup, and is killed with it. Both versions, and the names that both drivers gi
 ``…/docker-ID.scope``).
 
 On version 1 the hierarchy of the freezer is used, and has to be mounted: without freezing, a program that
-forks faster than it is killed would never end. Limits are the container's: an exec's cgroup has none of its own, in
-no hierarchy, and on version 2 no controllers, so that it may be below one that has processes.
+forks faster than it is killed would never end. Limits are the container's: an exec's cgroup has none of its
+own, in no hierarchy, and on version 2 no controllers, so that it may be below one that has processes.
 
 Paths are the host's: of ``/proc/PID/cgroup``, below where this server sees the hierarchy mounted. The methods
 that are not coroutines block, :meth:`ChildCgroup.add` for some milliseconds.
@@ -218,7 +218,7 @@ class ChildCgroup:
             self._thaw()
 
     def remove(self) -> None:
-        """Remove it; nothing happens when it is not there. Raises :class:`CgroupError` while it is not empty."""
+        """Remove it; nothing happens when it is not there. Raises CgroupError while it has processes."""
         try:
             self.folder.rmdir()
         except FileNotFoundError:

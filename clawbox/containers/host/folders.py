@@ -19,6 +19,7 @@ from clawbox.containers.gate import GATE_PATH, GO_PATH, HOLD_PATH, gate_binary, 
 from clawbox.containers.host import ancestors, trees
 from clawbox.containers.host.fifo import Fifo
 from clawbox.containers.mounts import MountError
+from clawbox.containers.spec import HostFolders
 from clawbox.containers.users import group_file, passwd_file
 
 if TYPE_CHECKING:
@@ -103,6 +104,17 @@ class ContainerFolder:
                 os.close(run)
         finally:
             os.close(outer)
+
+    def mounts(self, workspace: Path) -> HostFolders:
+        """What is mounted of it, with its workspace."""
+        return HostFolders(
+            run=str(self.run), passwd=str(self.passwd), group=str(self.group), workspace=str(workspace)
+        )
+
+    @property
+    def gate(self) -> Path:
+        """The gate, as the host sees it."""
+        return self.run / _GATE
 
     def write(self, files: Mapping[str, bytes]) -> None:
         """Put files (mode 0444) into the run folder, each at once in place of one of the same name.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
 from clawbox.children import linux
+from clawbox.containers.host import ancestors
 from clawbox.containers.host.processes import PROC
 from clawbox.containers.mounts import Mount, MountError
 
@@ -48,14 +49,17 @@ class OpenedMounts:
 
     @classmethod
     def open(cls, mounts: Iterable[Mount]) -> Self:
-        """Open every source, not through a link. Blocking. Raises MountError."""
+        """Open every source, not through a link, and check all above it. Blocking. Raises MountError."""
         opened: dict[Mount, int] = {}
         try:
             for mount in mounts:
+                ancestors.check(mount.source)
                 opened[mount] = os.open(mount.source, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError as error:
+        except (OSError, MountError) as error:
             cls(opened).close()
-            raise MountError(f"{error.filename!r} cannot be mounted: {error.strerror}") from error
+            if isinstance(error, OSError):
+                raise MountError(f"{error.filename!r} cannot be mounted: {error.strerror}") from error
+            raise
         return cls(opened)
 
     def close(self) -> None:

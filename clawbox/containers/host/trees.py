@@ -33,13 +33,14 @@ class TreeError(Exception):
 
 
 class WalkError(Exception):
-    """A tree was not walked to its end: out of time, or it was changed meanwhile."""
+    """A tree was not walked to its end: that took too long."""
 
 
 @dataclass(slots=True)
 class _Level:
     """A folder on the way down."""
 
+    name: str
     identity: tuple[int, int]
     below: list[str] = field(default_factory=list)
     """Names of folders in it that are still to be walked."""
@@ -107,7 +108,8 @@ def _remove_folder(top: int, name: str, *, until: float) -> bool:
 def measure(folder: int, *, until: float) -> int:
     """Bytes of disk that an open folder and everything in it uses, as ``st_blocks`` says.
 
-    A file with several names counts once, an empty one as 512 bytes. Raises :class:`WalkError`.
+    A file with several names counts once, an empty one as 512 bytes. What is moved meanwhile may count not at
+    all, or twice. Raises :class:`WalkError` when it takes too long.
     """
     found = os.fstat(folder)
     counted = [max(found.st_blocks * 512, _LEAST_BYTES)]
@@ -128,7 +130,10 @@ def measure(folder: int, *, until: float) -> int:
 
 
 def give_to(folder: int, uid: int, gid: int, *, until: float) -> None:
-    """Make everything in an open folder, and last the folder itself, belong to a user. Raises WalkError."""
+    """Make everything in an open folder, and last the folder itself, belong to a user.
+
+    For one that nobody uses meanwhile. Raises :class:`WalkError`.
+    """
 
     def give(parent: int, name: str, facts: os.stat_result) -> None:
         if (facts.st_uid, facts.st_gid) != (uid, gid):
@@ -144,30 +149,25 @@ def _names(folder: int) -> list[tuple[str, bool]]:
         return [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in islice(entries, _BATCH)]
 
 
-def _walk(folder: int, visit: _Visit, *, until: float) -> None:
+def _walk(top: int, visit: _Visit, *, until: float) -> None:
     """Call ``visit(parent, name, lstat)`` for everything below an open folder, on its file system.
 
-    One folder is open at a time. The way back up is ``..``, and is taken only where it leads to the folder
-    that the walk came from: one that was moved meanwhile ends it.
+    One folder is open at a time. The way back up is ``..``, and is gone on from only when it led to the
+    folder that the walk came from; after that was moved the walk finds what is left of its way from the top.
     """
-    current = os.dup(folder)
+    device = os.fstat(top).st_dev
+    current = os.dup(top)
     try:
-        device = os.fstat(current).st_dev
-        levels = [_enter(current, visit, device, until)]
+        levels = [_enter(current, "", visit, until)]
         while True:
-            level = levels[-1]
-            if level.below:
-                try:
-                    following = os.open(level.below.pop(), FOLDER_FLAGS, dir_fd=current)
-                except OSError as error:
-                    if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}:
-                        continue  # removed or replaced since; what replaced it is the next walk's
-                    raise
+            if levels[-1].below:
+                name = levels[-1].below.pop()
+                following = _open_below(current, name, device)
+                if following is None:
+                    continue
                 os.close(current)
                 current = following
-                if os.fstat(current).st_dev != device:
-                    raise WalkError("something was mounted meanwhile")
-                levels.append(_enter(current, visit, device, until))
+                levels.append(_enter(current, name, visit, until))
                 continue
             levels.pop()
             if not levels:
@@ -176,20 +176,53 @@ def _walk(folder: int, visit: _Visit, *, until: float) -> None:
             os.close(current)
             current = following
             if _identity(os.fstat(current)) != levels[-1].identity:
-                raise WalkError("a folder was moved meanwhile")
+                os.close(current)
+                current = -1
+                current = _find_way(top, levels)
     finally:
+        if current >= 0:
+            os.close(current)
+
+
+def _find_way(top: int, levels: list[_Level]) -> int:
+    """Open the deepest folder of a way that is still where it was, and forget what was below."""
+    current = os.dup(top)
+    for depth, level in enumerate(levels[1:], 1):
+        following = _open_below(current, level.name, level.identity[0])
+        if following is None or _identity(os.fstat(following)) != level.identity:
+            if following is not None:
+                os.close(following)
+            del levels[depth:]
+            break
         os.close(current)
+        current = following
+    return current
 
 
-def _enter(folder: int, visit: _Visit, device: int, until: float) -> _Level:
-    level = _Level(_identity(os.fstat(folder)))
+def _open_below(folder: int, name: str, device: int) -> int | None:
+    """Open a folder in another; None: it is none (any more), or something else is mounted there."""
+    try:
+        opened = os.open(name, FOLDER_FLAGS, dir_fd=folder)
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}:
+            return None
+        raise
+    if os.fstat(opened).st_dev != device:
+        os.close(opened)
+        return None
+    return opened
+
+
+def _enter(folder: int, name: str, visit: _Visit, until: float) -> _Level:
+    found = os.fstat(folder)
+    level = _Level(name, _identity(found))
     with os.scandir(folder) as entries:
         for entry in entries:
             if time.monotonic() >= until:
                 raise WalkError("it took too long")
             try:
                 facts = os.stat(entry.name, dir_fd=folder, follow_symlinks=False)
-                if facts.st_dev != device:
+                if facts.st_dev != found.st_dev:
                     continue
                 visit(folder, entry.name, facts)
             except FileNotFoundError:
