@@ -75,6 +75,8 @@ class ContainerFolder:
         self.path = path
         self.run = path / RUN
         """Bound at /run/clawbox, read-only."""
+        self.gate = self.run / _GATE
+        """As the host sees it."""
         self.passwd = path / "passwd"
         self.group = path / "group"
         self.socket = self.run / SOCKET
@@ -110,11 +112,6 @@ class ContainerFolder:
         return HostFolders(
             run=str(self.run), passwd=str(self.passwd), group=str(self.group), workspace=str(workspace)
         )
-
-    @property
-    def gate(self) -> Path:
-        """The gate, as the host sees it."""
-        return self.run / _GATE
 
     def write(self, files: Mapping[str, bytes]) -> None:
         """Put files (mode 0444) into the run folder, each at once in place of one of the same name.
