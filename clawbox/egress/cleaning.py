@@ -28,6 +28,8 @@ class CleanOutput(NamedTuple):
 
     data: bytes
     found: tuple[Found, ...]
+    rests: bool
+    """Nothing is held back: behind a line end, another process could go on from here."""
 
 
 class Cleaning(Protocol):
@@ -83,7 +85,9 @@ class OutputCleaner:
             elif over:
                 self._streams.pop(stream, None)
         return CleanOutput(
-            b"".join(one.data for one in cleaned), tuple(found for one in cleaned for found in one.found)
+            b"".join(one.data for one in cleaned),
+            tuple(found for one in cleaned for found in one.found),
+            cleaned[-1].rests,
         )
 
     def forget(self, stream: int) -> None:

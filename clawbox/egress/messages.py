@@ -226,6 +226,8 @@ class Cleaned(msgspec.Struct, frozen=True, tag="cleaned"):
     end: bool
     found: Annotated[tuple[Found, ...], msgspec.Meta(max_length=64)]
     """Since the answer before."""
+    rests: bool = False
+    """Nothing is held back, and another process could go on behind a line end here."""
 
 
 class Finished(msgspec.Struct, frozen=True, tag="finished"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from clawbox.children.channel import FrameError
@@ -73,6 +74,19 @@ class EgressMetrics(Protocol):
         """A sandbox's credentials are attached no more."""
 
 
+@dataclass(frozen=True, slots=True)
+class EgressUsage:
+    """What one sandbox did outside, over all lives of its sidecar."""
+
+    allowed: int = 0
+    """Requests that were let through, whether or not an answer came."""
+    denied: int = 0
+    """Requests that were refused."""
+    sent_bytes: int = 0
+    """To upstreams."""
+    received_bytes: int = 0
+
+
 class LeakLedger:
     """How many requests of each sandbox held a known secret, over all of its sidecars' lives (68).
 
@@ -117,6 +131,8 @@ class SandboxRecorder:
         self._rows_of_denials = 0
         self._counted: Counter[str] = Counter()
         self._window: asyncio.TimerHandle | None = None
+        self.usage = EgressUsage()
+        """Since this was made."""
 
     def expect(self, call: str) -> None:
         """Rows may name ``call`` from now on, also when it has ended."""
@@ -136,6 +152,7 @@ class SandboxRecorder:
         )
         if decision != "denied" and self._room.take(self._clock()) is not None:
             raise FrameError("it tells of more requests than its grant lets it send")
+        self._count(decision, up, down)
         self.cleaned(row.found)
         sent = (one.action is Action.REFUSED and one.kind is Kind.KNOWN for one in row.found)
         if reason == Denial.LEAK.code and any(sent):
@@ -175,6 +192,7 @@ class SandboxRecorder:
         """So many requests were refused by the sidecar because control did not take their rows in time."""
         count = _bounded(count)
         if count:
+            self._count("denied", 0, 0, count)
             reason = Denial.AUDIT_UNAVAILABLE.code
             self._metrics.egress_refused(reason, count)
             self._begin_window()
@@ -206,6 +224,15 @@ class SandboxRecorder:
     def close(self) -> None:
         """Nothing more comes: what was counted is written."""
         self._end_window()
+
+    def _count(self, decision: str, up: int, down: int, count: int = 1) -> None:
+        before, denied = self.usage, decision == "denied"
+        self.usage = EgressUsage(
+            allowed=before.allowed + (0 if denied else count),
+            denied=before.denied + (count if denied else 0),
+            sent_bytes=before.sent_bytes + up,
+            received_bytes=before.received_bytes + down,
+        )
 
     def _append(self, decision: str, reason: str, *, call: str = "", **fields: Any) -> None:
         self._audit.append(

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from clawbox.egress.dialer.control import DialerControl
     from clawbox.egress.keeper.control import Keeper
     from clawbox.egress.process import Forker
-    from clawbox.egress.recording import SandboxRecorder
+    from clawbox.egress.recording import EgressUsage, SandboxRecorder
     from clawbox.egress.spending import Spending
 
 SIDECAR: Final = "sidecar"
@@ -169,6 +169,11 @@ class SandboxDoor:
     def failure(self) -> str:
         """Why its sidecar is not started any more; empty while it is."""
         return self._failure
+
+    @property
+    def usage(self) -> EgressUsage:
+        """What the sandbox did outside since this was opened, over all lives of its sidecar."""
+        return self._recorder.usage
 
     @property
     def ca_pem(self) -> str:

@@ -40,6 +40,11 @@ class StreamScanner:
         self._inside: Pattern | None = None  # within a secret longer than all that is held
         self._refused = False
 
+    @property
+    def rests(self) -> bool:
+        """Whether nothing is held back, nor what comes next known to be part of what was found."""
+        return self._inside is None and len(self._held) == self._held.given
+
     def feed(self, data: bytes) -> bytes:
         """What may go on now that ``data`` came.
 

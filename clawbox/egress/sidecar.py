@@ -156,7 +156,7 @@ class _Cleaner:
             for one, count in scanner.found.most_common(_MAX_FOUND)
         )
         scanner.found.clear()
-        return Cleaned(request.stream, data, end=request.end, found=found)
+        return Cleaned(request.stream, data, end=request.end, found=found, rests=scanner.rests)
 
 
 class _Sidecar:

@@ -16,6 +16,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from clawbox.containers.output.findings import Counts, counted
+from clawbox.egress.cleaning import CleanOutput
 from clawbox.egress.leaks import LeakDetector
 from clawbox.egress.messages import Found
 from clawbox.errors import ClawboxError, Reason
@@ -41,6 +42,8 @@ class CleanedStream:
     def __init__(self, door: SandboxDoor | None, shapes: bool) -> None:  # noqa: FBT001
         self.findings: Counts = Counter()
         """What was replaced or counted so far."""
+        self.rests = True
+        """Whether nothing is held back: behind a line end, a new stream could go on from here."""
         self._way: _Sidecar | _Here = _Here(shapes=shapes) if door is None else _Sidecar(door, shapes=shapes)
         self._over = False
 
@@ -66,10 +69,11 @@ class CleanedStream:
         if self._over:
             raise _over()
         self._over = True  # unless this goes well
-        cleaned, found = await self._way.clean(data, end=end, flush=flush)
+        cleaned = await self._way.clean(data, end=end, flush=flush)
         self._over = end
-        self.findings += found
-        return cleaned
+        self.findings += counted(cleaned.found)
+        self.rests = cleaned.rests
+        return cleaned.data
 
 
 class _Sidecar:
@@ -80,9 +84,8 @@ class _Sidecar:
         self._shapes = shapes
         self._number = door.new_stream()
 
-    async def clean(self, data: bytes, *, end: bool, flush: bool) -> tuple[bytes, Counts]:
-        given = await self._door.scan(self._number, data, end=end, flush=flush, shapes=self._shapes)
-        return given.data, counted(given.found)
+    async def clean(self, data: bytes, *, end: bool, flush: bool) -> CleanOutput:
+        return await self._door.scan(self._number, data, end=end, flush=flush, shapes=self._shapes)
 
     def forget(self) -> None:
         self._door.forget_stream(self._number)
@@ -94,7 +97,7 @@ class _Here:
     def __init__(self, *, shapes: bool) -> None:
         self._scanner = _detector().output(shapes=shapes)
 
-    async def clean(self, data: bytes, *, end: bool, flush: bool) -> tuple[bytes, Counts]:
+    async def clean(self, data: bytes, *, end: bool, flush: bool) -> CleanOutput:
         search = functools.partial(_search, self._scanner, data, _last(self._scanner, end=end, flush=flush))
         if len(data) <= _INLINE_BYTES:
             return search()
@@ -115,15 +118,15 @@ def _last(scanner: StreamScanner, *, end: bool, flush: bool) -> Callable[[], byt
     return scanner.flush if flush else None
 
 
-def _search(scanner: StreamScanner, data: bytes, last: Callable[[], bytes] | None) -> tuple[bytes, Counts]:
+def _search(scanner: StreamScanner, data: bytes, last: Callable[[], bytes] | None) -> CleanOutput:
     cleaned = scanner.feed(data)
     if last is not None:
         cleaned += last()
-    found = counted(
+    found = tuple(
         Found(one.name, one.kind, one.place, one.action, count) for one, count in scanner.found.items()
     )
     scanner.found.clear()
-    return cleaned, found
+    return CleanOutput(cleaned, found, scanner.rests)
 
 
 def _over() -> ClawboxError:
