@@ -124,6 +124,16 @@ class Reason(enum.Enum):
         "See the message; do it in parts, or make room.",
     )
     AGENT_EXISTS = _Spec(Code.ALREADY_EXISTS, "An agent of that id exists.", "Choose another id.")
+    EXEC_NOT_FOUND = _Spec(
+        Code.NOT_FOUND,
+        "There is no such process of the caller's inside a container, or it ended more than a minute ago.",
+        "Start it again.",
+    )
+    EXEC_EXISTS = _Spec(
+        Code.ALREADY_EXISTS,
+        "A process with that `exec_id` was started otherwise.",
+        "Choose another id, or attach to it.",
+    )
     UNKNOWN_METHOD = _Spec(
         Code.UNIMPLEMENTED,
         "The server has no such method, or does not serve it.",
@@ -203,6 +213,11 @@ class Reason(enum.Enum):
         Code.RESOURCE_EXHAUSTED,
         "As many containers as the server or the token allows are running.",
         "Try again after google.rpc.RetryInfo.retry_delay, or remove one.",
+    )
+    EXEC_LIMIT = _Spec(
+        Code.RESOURCE_EXHAUSTED,
+        "As many processes of callers run inside a container, or on the server, as may.",
+        "Try again after google.rpc.RetryInfo.retry_delay.",
     )
     STREAM_LIMIT = _Spec(
         Code.RESOURCE_EXHAUSTED,
