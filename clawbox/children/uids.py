@@ -38,6 +38,25 @@ class UidRange:
         self._free = deque(range(first, first + count))
         self._taken: set[int] = set()
 
+    def upper_half(self) -> UidRange:
+        """Split off the upper half, for what lives longer than this process; before any id is taken."""
+        half = len(self._free) // 2
+        other = UidRange(0, 0)
+        other._free = deque(self._free.pop() for _ in range(half))
+        other._free.reverse()
+        return other
+
+    def __contains__(self, uid: int) -> bool:
+        return uid in self._taken or uid in self._free
+
+    def reserve(self, uid: int) -> bool:
+        """Take a certain id, which something that lives has already; False: it is not free here."""
+        if uid not in self._free:
+            return False
+        self._free.remove(uid)
+        self._taken.add(uid)
+        return True
+
     def take(self) -> int:
         """An id that no living child has. Raises :class:`UidsExhaustedError`."""
         if not self._free:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -11,19 +10,9 @@ import msgspec
 from clawbox.containers.labels import ForeignLabelsError, from_labels, to_labels
 from clawbox.containers.record import Container, EgressState
 from clawbox.containers.states import Ending, State, Status
+from clawbox.store import ContainerRow
 
 _VERSION: Final = 1
-
-
-@dataclass(frozen=True, slots=True)
-class ContainerRow:
-    """One container in the state store."""
-
-    container_id: str
-    owner: str
-    state: str
-    created_ms: int
-    document: bytes
 
 
 class RowError(Exception):

@@ -13,7 +13,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol
 
 from clawbox.containers.calls import Changed, Forgotten, Snapshot
-from clawbox.containers.persistence import ContainerRow, to_row
+from clawbox.containers.persistence import to_row
 from clawbox.errors import ClawboxError, Reason
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from clawbox.containers.calls import WatchEvent
     from clawbox.containers.record import Container
+    from clawbox.store import ContainerRow
 
 REMEMBERED: Final = 4096
 """Changes from which a watch can be resumed."""
@@ -31,7 +32,7 @@ MAX_BEHIND: Final = 1024
 
 
 class Rows(Protocol):
-    """Where rows are kept: :class:`clawbox.store.Store`."""
+    """Where rows are kept: :class:`clawbox.store.ContainerRows`."""
 
     async def save(self, row: ContainerRow) -> None:
         """Keep a row, in place of an earlier one of that container. Raises STATE_UNAVAILABLE."""

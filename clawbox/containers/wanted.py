@@ -56,7 +56,7 @@ class Wanted:
 
 
 def offer_of(config: Config) -> Offer:
-    """What the settings offer. Raises ValueError for ``images.allowed`` or an image of theirs that is none."""
+    """What the settings offer. Raises ValueError for an entry of ``images`` that names no image."""
     containers, policy, images = config.containers, config.container_policy, config.images
     allowlist = ImageAllowlist.parse(images.allowed, require_digest=images.require_digest)
     for where, image in [

@@ -149,6 +149,11 @@ class Workspaces:
         self._take(owner, workspace_id, container_id)
         return Workspace(owner, workspace_id, folder / _FILES, found is None or found.kept, container_id)
 
+    def locate(self, owner: str, workspace_id: str, container_id: str) -> Workspace:
+        """Where a workspace is, for one who has it no more; whether or not it is there."""
+        folder = self._folder(owner, workspace_id)
+        return Workspace(owner, workspace_id, folder / _FILES, kept=True, container_id=container_id)
+
     def release(self, workspace: Workspace) -> None:
         """The container does not have it any more; nothing happens when it has not."""
         key = (workspace.owner, workspace.workspace_id)

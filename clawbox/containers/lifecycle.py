@@ -1,0 +1,329 @@
+"""How containers change once they run: looked at when the engine says something, ended, finished, forgotten.
+
+What the engine says is only ever a reason to look; what it shows then is the truth. So events may come twice,
+late, or not at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from clawbox.containers.backend import ConflictError, EngineError
+from clawbox.containers.entry import Entry
+from clawbox.containers.making import now_ms
+from clawbox.containers.quarters import Quarters
+from clawbox.containers.record import Container, EgressState
+from clawbox.containers.states import (
+    Ending,
+    EndingBegun,
+    Exited,
+    Paused,
+    Resumed,
+    Signalled,
+    State,
+    Vanished,
+    after,
+)
+from clawbox.containers.users import User
+from clawbox.errors import ClawboxError, Reason
+
+if TYPE_CHECKING:
+    from clawbox.containers.backend import ContainerFacts
+    from clawbox.containers.states import Event, Status
+    from clawbox.containers.terms import Surroundings
+
+AGAIN_SECONDS: Final = 1.0
+"""After which it is tried again to end or finish a container when engine or store did not let us."""
+KILL_SECONDS: Final = 10.0
+"""How long a killed container may take to end before it is killed again."""
+
+_log = logging.getLogger(__name__)
+
+Start = Callable[[Coroutine[Any, Any, None], str], "asyncio.Task[None]"]
+
+
+class Lifecycle:
+    """The changes of all containers. ``start`` starts work that nobody waits for, and owns it."""
+
+    def __init__(self, around: Surroundings, start: Start) -> None:
+        self._around = around
+        self._start = start
+        self._entries: dict[str, Entry] = {}
+        self._by_engine: dict[str, str] = {}
+
+    @property
+    def entries(self) -> dict[str, Entry]:
+        """What is held, by container id."""
+        return self._entries
+
+    def began(self, entry: Entry, container: Container) -> None:
+        """A container runs: events mean it from now on, and its time limit is kept."""
+        self._by_engine[container.engine_id] = entry.container_id
+        self._set_timer(entry, container)
+        # What it did before events meant it was not seen.
+        self.look(entry.container_id)
+
+    def restored(self, container: Container) -> None:
+        """One that had finished before this server began."""
+        around, identity = self._around, container.identity
+        entry = self._entries[container.container_id] = Entry(container.container_id)
+        entry.quarters = Quarters(
+            container_id=entry.container_id,
+            engine_id=container.engine_id,
+            user=User(identity.uid, identity.gid),
+            folder=around.folders.container(entry.container_id),
+            workspace=around.workspaces.locate(identity.owner, identity.workspace_id, entry.container_id),
+            door=None,
+            max_output_bytes=identity.grant.limits.max_output_bytes,
+        )
+        entry.quarters.ended.set()
+        self._set_timer(entry, container)
+
+    # What the engine says
+
+    def look_at_engine_id(self, engine_id: str) -> None:
+        """Something happened to the container that the engine calls so."""
+        container_id = self._by_engine.get(engine_id)
+        if container_id is not None:
+            self.look(container_id)
+
+    def look(self, container_id: str) -> None:
+        """Look how a container is, soon."""
+        entry = self._entries.get(container_id)
+        if entry is None:
+            return
+        entry.look_again = True
+        if entry.looking is None or entry.looking.done():
+            entry.looking = self._start(self._look(entry), f"look at {container_id}")
+
+    async def signalled(self, engine_id: str, number: int) -> None:
+        """The engine sent a container a signal, perhaps because clawbox asked it to."""
+        container_id = self._by_engine.get(engine_id)
+        entry = None if container_id is None else self._entries.get(container_id)
+        if entry is not None:
+            async with entry.lock:
+                await self._apply(entry, Signalled(number))
+
+    async def _look(self, entry: Entry) -> None:
+        while entry.look_again:
+            entry.look_again = False
+            try:
+                async with entry.lock:
+                    await self._look_once(entry)
+            except ClawboxError as error:
+                # Engine or store is away; there will be another look when it is back.
+                _log.warning("container %s could not be looked at: %s", entry.container_id, error)
+                await asyncio.sleep(AGAIN_SECONDS)
+                entry.look_again = error.reason is Reason.STATE_UNAVAILABLE or entry.look_again
+
+    async def _look_once(self, entry: Entry) -> None:
+        container = self._around.registry.get(entry.container_id)
+        if container is None or container.status.state not in {State.RUNNING, State.PAUSED}:
+            return
+        facts = await self._around.backend.inspect(container.engine_id)
+        event = _told_by(facts)
+        if event is None:
+            return
+        if isinstance(event, Exited | Vanished):
+            await self._finish(entry, container, after(container.status, event), facts)
+        else:
+            await self._apply(entry, event)
+
+    async def _apply(self, entry: Entry, event: Event) -> None:
+        """Whoever calls has the entry's lock."""
+        container = self._around.registry.get(entry.container_id)
+        if container is None:
+            return
+        status = after(container.status, event)
+        if status != container.status:
+            await self._around.registry.put(replace(container, status=status))
+
+    # Its end
+
+    async def end(self, entry: Entry, ending: Ending, grace_seconds: float) -> None:
+        """Begin to end a container, which goes on whoever waits; a grace of 0 kills at once.
+
+        Raises STATE_UNAVAILABLE, and then nothing was begun.
+        """
+        async with entry.lock:
+            container = self._around.registry.get(entry.container_id)
+            if container is None or not container.active:
+                return
+            status = after(container.status, EndingBegun(ending))
+            sooner = entry.ending is None or entry.ending.done() or grace_seconds == 0
+            if status != container.status:
+                await self._around.registry.put(replace(container, status=status))
+            if sooner:
+                if entry.ending is not None:
+                    entry.ending.cancel()
+                work = self._end(entry, container, grace_seconds)
+                entry.ending = self._start(work, f"end {entry.container_id}")
+
+    async def _end(self, entry: Entry, container: Container, grace_seconds: float) -> None:
+        quarters = entry.quarters
+        if quarters is None:
+            return
+        if grace_seconds > 0 and await self._asked_to_end(container):
+            try:
+                async with asyncio.timeout(grace_seconds):
+                    await quarters.ended.wait()
+            except TimeoutError:
+                pass
+        while not quarters.ended.is_set():
+            await self._kill(entry, container)
+            self.look(entry.container_id)
+            try:
+                async with asyncio.timeout(KILL_SECONDS):
+                    await quarters.ended.wait()
+            except TimeoutError:
+                _log.warning("container %s was killed and is still there", entry.container_id)
+
+    async def _asked_to_end(self, container: Container) -> bool:
+        """Whether its program was sent its stop signal."""
+        try:
+            await self._around.backend.signal(container.engine_id, container.identity.stop_signal)
+        except (EngineError, ClawboxError):
+            return False
+        await self._thaw(container)
+        return True
+
+    async def _kill(self, entry: Entry, container: Container) -> None:
+        quarters = entry.quarters
+        assert quarters is not None
+        if quarters.pidfd >= 0:
+            # At once, and whether or not the engine answers.
+            try:
+                signal.pidfd_send_signal(quarters.pidfd, signal.SIGKILL)
+            except ProcessLookupError:
+                return
+            except OSError as error:
+                _log.warning("container %s cannot be killed by its process: %s", entry.container_id, error)
+        try:
+            await self._around.backend.signal(container.engine_id, "SIGKILL")
+        except ConflictError:
+            pass
+        except (EngineError, ClawboxError) as error:
+            _log.warning("container %s cannot be killed by the engine: %s", entry.container_id, error)
+        await self._thaw(container)
+
+    async def _thaw(self, container: Container) -> None:
+        """Frozen processes take no signal."""
+        try:
+            await self._around.backend.unpause(container.engine_id)
+        except (EngineError, ClawboxError):
+            return  # not frozen, as a rule
+
+    async def _finish(
+        self, entry: Entry, container: Container, status: Status, facts: ContainerFacts | None
+    ) -> None:
+        """Its program has ended. Whoever calls has the entry's lock."""
+        around, quarters = self._around, entry.quarters
+        entry.cancel_timer()
+        self._by_engine.pop(container.engine_id, None)
+        if quarters is not None:
+            quarters.ended.set()
+            for companion in around.companions:
+                try:
+                    await companion.ended(container, quarters)
+                except Exception:  # noqa: BLE001 - the container has ended all the same
+                    _log.exception("container %s ended, and not all that goes with it", entry.container_id)
+            quarters.pid, quarters.pidfd, quarters.cgroup = 0, -1, None
+        await entry.local.give_back()
+        if quarters is not None:
+            quarters.door = None
+        await entry.lasting.give_back()
+        finished = (facts.finished_ms if facts is not None else None) or now_ms()
+        container = replace(
+            container,
+            status=status,
+            egress=EgressState.NONE,
+            egress_detail="",
+            finished_ms=finished,
+            expires_ms=None,
+            purge_ms=now_ms() + around.retention_ms,
+        )
+        while True:
+            try:
+                await around.registry.put(container)
+                break
+            except ClawboxError as error:
+                _log.warning("the end of container %s cannot be kept: %s", entry.container_id, error)
+                await asyncio.sleep(AGAIN_SECONDS)
+        self._set_timer(entry, container)
+
+    # What comes after
+
+    async def forget(self, entry: Entry, *, delete_workspace: bool | None = None) -> None:
+        """Nothing of a finished container is kept any more. Raises STATE_UNAVAILABLE."""
+        async with entry.lock:
+            container = self._around.registry.get(entry.container_id)
+            if container is None or container.active:
+                return
+            await self._around.registry.forget(entry.container_id)
+            await self.clear(entry, container, delete_workspace=delete_workspace)
+
+    async def clear(
+        self, entry: Entry, container: Container, *, delete_workspace: bool | None = None
+    ) -> None:
+        """Remove what is left of a container that is no more in the registry."""
+        entry.cancel_timer()
+        self._entries.pop(entry.container_id, None)
+        for companion in self._around.companions:
+            try:
+                await companion.forgotten(entry.container_id)
+            except Exception:  # noqa: BLE001 - the others are told all the same
+                _log.exception("container %s is forgotten, and not all of it", entry.container_id)
+        goes = container.identity.workspace_goes if delete_workspace is None else delete_workspace
+        if goes and container.identity.workspace_id:
+            workspaces = self._around.workspaces
+            await workspaces.delete(container.owner, container.identity.workspace_id)
+
+    def _set_timer(self, entry: Entry, container: Container) -> None:
+        """Have the next thing done that time brings."""
+        entry.cancel_timer()
+        due = container.expires_ms if container.active else container.purge_ms
+        if due is not None:
+            seconds = max(due - now_ms(), 0) / 1000
+            entry.timer = asyncio.get_running_loop().call_later(seconds, self._due, entry)
+
+    def _due(self, entry: Entry) -> None:
+        self._start(self._keep_time(entry), f"time of {entry.container_id}")
+
+    async def _keep_time(self, entry: Entry) -> None:
+        container = self._around.registry.get(entry.container_id)
+        if container is None:
+            return
+        try:
+            if container.active:
+                limits = container.identity.grant.limits
+                lifetime = limits.max_lifetime_ms
+                over = lifetime is not None and now_ms() >= container.identity.created_ms + lifetime
+                await self.end(entry, Ending.LIFETIME if over else Ending.TIMEOUT, 0)
+            else:
+                await self.forget(entry)
+        except ClawboxError as error:
+            _log.warning("the time of container %s is over: %s", entry.container_id, error)
+            loop = asyncio.get_running_loop()
+            entry.timer = loop.call_later(AGAIN_SECONDS, self._due, entry)
+
+
+def _told_by(facts: ContainerFacts | None) -> Event | None:
+    """What happened when a container is so."""
+    if facts is None:
+        return Vanished()
+    match facts.status:
+        case "exited" | "dead":
+            if facts.exit_code is None:
+                return Vanished()
+            return Exited(facts.exit_code, oom_killed=facts.oom_killed, error=facts.error)
+        case "paused":
+            return Paused()
+        case "running":
+            return Resumed()
+        case _:
+            return None

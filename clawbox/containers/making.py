@@ -1,0 +1,281 @@
+"""Making a container: one transaction, from the image's name to the first instruction of its program.
+
+Everything that is made is noted where it is given back, before or as it is made. Whoever calls gives it back
+when something fails, so nothing is left behind, whichever step it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from clawbox.children.uids import UidsExhaustedError
+from clawbox.containers.backend import EngineError
+from clawbox.containers.commands import container_command
+from clawbox.containers.host.ancestors import check as check_ancestors
+from clawbox.containers.host.cgroups import Cgroup
+from clawbox.containers.host.fifo import GateStuckError
+from clawbox.containers.host.gate_check import GateTerms, UnsafeContainerError, check_gate
+from clawbox.containers.host.mounted import OpenedMounts
+from clawbox.containers.host.processes import open_process
+from clawbox.containers.image_facts import stop_signal
+from clawbox.containers.labels import mac_text, to_labels
+from clawbox.containers.mounts import WORKSPACE, MountError
+from clawbox.containers.narrowing import Isolation
+from clawbox.containers.quarters import Quarters
+from clawbox.containers.spec import ContainerPlan, HostFolders, bind_mounts, build, engine_name
+from clawbox.containers.states import Started, after, expiry
+from clawbox.containers.uninterrupted import uninterrupted
+from clawbox.containers.users import User
+from clawbox.containers.way_out import TOKEN_BYTES, digest, listen, open_way_out, variables
+from clawbox.errors import ClawboxError, Reason
+
+if TYPE_CHECKING:
+    from clawbox.containers.backend import ImageFound
+    from clawbox.containers.calls import SpawnCall
+    from clawbox.containers.entry import Entry
+    from clawbox.containers.mounts import Mount
+    from clawbox.containers.record import Container
+    from clawbox.containers.terms import Surroundings
+    from clawbox.containers.wanted import Wanted
+
+RELEASE_SECONDS: Final = 10.0
+"""How long a gate may take to come to its FIFO and go on."""
+
+_log = logging.getLogger(__name__)
+
+
+class Making:
+    """Makes one container."""
+
+    def __init__(
+        self, around: Surroundings, entry: Entry, wanted: Wanted, call: SpawnCall, image: ImageFound
+    ) -> None:
+        self._around = around
+        self._entry = entry
+        self._wanted = wanted
+        self._call = call
+        self._image = image
+        self._token = secrets.token_hex(TOKEN_BYTES)
+
+    async def make(self, container: Container) -> Container:
+        """Make what ``container`` is to be, up to its program's first instruction; returns what it is then.
+
+        Raises INVALID_FIELD, WRONG_STATE (its workspace is in use), ENGINE_REFUSED, DOCKER_UNAVAILABLE,
+        SANDBOX_UNAVAILABLE, STATE_UNAVAILABLE.
+        """
+        container, quarters = await self._prepare(container)
+        # The row first: whatever is found at the engine later has one, or is nobody's.
+        await self._around.registry.put(container)
+        plan = await self._plan(container, quarters)
+        mounts = bind_mounts(plan.folders, workspace_read_only=container.identity.workspace_read_only)
+        try:
+            opened = await asyncio.to_thread(_opened, mounts)
+        except MountError as error:
+            raise _unsafe(container, error) from error
+        with opened:
+            quarters.engine_id = await self._create(container, quarters, plan)
+            container = replace(container, engine_id=quarters.engine_id)
+            return await self._start(container, quarters, opened)
+
+    async def _prepare(self, container: Container) -> tuple[Container, Quarters]:
+        """Its user, workspace and folder, and who it is from now on."""
+        around, entry, facts = self._around, self._entry, self._image.facts
+        asked = self._call.workspace
+        command = container_command(
+            self._call.command, hold=self._call.hold, template=self._wanted.template_command, image=facts
+        )
+        user = self._wanted.user or self._own_user()
+        kept = bool(asked.workspace_id)
+        goes = not kept if asked.delete_on_removal is None else asked.delete_on_removal
+        workspace = await around.workspaces.acquire(
+            container.owner, asked.workspace_id, container_id=entry.container_id, user=user, kept=not goes
+        )
+        entry.workspace = workspace
+        entry.lasting.add("its workspace", lambda: around.workspaces.release(workspace))
+        identity = replace(
+            container.identity,
+            image_id=facts.image_id,
+            uid=user.uid,
+            gid=user.gid,
+            workspace_id=workspace.workspace_id,
+            workspace_kept=kept,
+            workspace_goes=goes,
+            token_sha256=digest(self._token),
+            stop_signal=stop_signal(facts),
+        )
+        folder = around.folders.container(entry.container_id)
+        entry.lasting.add("its folder", lambda: asyncio.to_thread(folder.remove))
+        await uninterrupted(asyncio.to_thread(folder.make, user, WORKSPACE, around.machine))
+        entry.quarters = quarters = Quarters(
+            container_id=entry.container_id,
+            engine_id="",
+            user=user,
+            folder=folder,
+            workspace=workspace,
+            door=None,
+            max_output_bytes=identity.grant.limits.max_output_bytes,
+        )
+        return replace(container, identity=identity, command=command, pull=None), quarters
+
+    def _own_user(self) -> User:
+        uids = self._around.uids
+        try:
+            uid = uids.take()
+        except UidsExhaustedError:
+            raise ClawboxError(
+                Reason.SANDBOX_UNAVAILABLE, "every uid of the configured range is in use", retry_after=1.0
+            ) from None
+        self._entry.lasting.add("its uid", lambda: uids.give_back(uid))
+        return User(uid, uid)
+
+    async def _plan(self, container: Container, quarters: Quarters) -> ContainerPlan:
+        identity = container.identity
+        return ContainerPlan(
+            identity=identity,
+            mac=await self._around.ways_out.mac(mac_text(to_labels(identity))),
+            image=self._image.facts,
+            command=container.command,
+            folders=HostFolders(
+                run=str(quarters.folder.run),
+                passwd=str(quarters.folder.passwd),
+                group=str(quarters.folder.group),
+                workspace=str(quarters.workspace.path),
+            ),
+            engine=self._around.engine,
+            environment=self._call.env,
+            way_out=variables(identity, self._token),
+        )
+
+    async def _create(self, container: Container, quarters: Quarters, plan: ContainerPlan) -> str:
+        """Make it at the engine, and meanwhile its sidecar, which is there before it can start."""
+        around, entry = self._around, self._entry
+        name = engine_name(entry.container_id)
+        body = build(plan)
+        entry.lasting.add("its container", lambda: around.backend.remove(name))
+        creating = asyncio.ensure_future(uninterrupted(around.backend.create(name, body)))
+        try:
+            quarters.door = await open_way_out(container.identity, quarters.folder, entry.local, around)
+            return await asyncio.shield(creating)
+        except EngineError as error:
+            raise _refused(error) from error
+        finally:
+            creating.cancel()
+            await asyncio.wait([creating])
+
+    async def _start(self, container: Container, quarters: Quarters, opened: OpenedMounts) -> Container:
+        """Start it, check it and open its listener while its gate waits; then let it go."""
+        around = self._around
+        with quarters.folder.fifo() as fifo:
+            try:
+                await uninterrupted(around.backend.start(container.engine_id))
+            except EngineError as error:
+                raise _refused(error) from error
+            facts = await around.backend.inspect(container.engine_id)
+            if facts is None or not facts.runs:
+                raise ClawboxError(
+                    Reason.SANDBOX_UNAVAILABLE,
+                    "the container ended before its program began",
+                    retry_after=1.0,
+                )
+            await occupy(self._entry, facts.pid, quarters)
+            await self._check(container, quarters, opened, facts.runtime)
+            egress, detail = await listen(container.identity, quarters)
+            for companion in around.companions:
+                await companion.began(container, quarters, adopted=False)
+            try:
+                await fifo.release(RELEASE_SECONDS)
+            except GateStuckError as error:
+                raise ClawboxError(
+                    Reason.SANDBOX_UNAVAILABLE, "the container's program could not be let go", retry_after=1.0
+                ) from error
+        started = facts.started_ms or now_ms()
+        container = replace(
+            container,
+            status=after(container.status, Started()),
+            runtime=facts.runtime or around.runtime,
+            egress=egress,
+            egress_detail=detail,
+            started_ms=started,
+        )
+        container = replace(container, expires_ms=expires_ms(container))
+        await around.registry.put(container)
+        return container
+
+    async def _check(
+        self, container: Container, quarters: Quarters, opened: OpenedMounts, runtime: str
+    ) -> None:
+        """See that what runs is what was asked for (docs/security.md, 79)."""
+        assert quarters.cgroup is not None
+        terms = GateTerms(
+            pidfd=quarters.pidfd,
+            user=quarters.user,
+            gate=quarters.folder.gate,
+            mounts=opened,
+            cgroup=quarters.cgroup,
+            own_network=container.identity.grant.isolation is Isolation.DIRECT,
+            own_kernel=has_own_kernel(runtime),
+        )
+        try:
+            await asyncio.to_thread(check_ancestors, str(quarters.workspace.path))
+            await check_gate(quarters.pid, terms)
+        except (UnsafeContainerError, MountError) as error:
+            raise _unsafe(container, error) from error
+
+
+def has_own_kernel(runtime: str) -> bool:
+    """Whether what a runtime runs is under a kernel of its own, so that the host sees nothing of it."""
+    return any(name in runtime for name in ("runsc", "kata"))
+
+
+def _opened(mounts: tuple[Mount, ...]) -> OpenedMounts:
+    for mount in mounts:
+        check_ancestors(mount.source)
+    return OpenedMounts.open(mounts)
+
+
+def _unsafe(container: Container, error: Exception) -> ClawboxError:
+    _log.error("container %s is not as it was asked for: %s", container.container_id, error)
+    return ClawboxError(
+        Reason.SANDBOX_UNAVAILABLE, "the container would be less safe than it must be; the log says how"
+    )
+
+
+async def occupy(entry: Entry, pid: int, quarters: Quarters) -> None:
+    """Hold a container's first process. Raises ProcessGoneError, CgroupError."""
+    quarters.pid = pid
+    quarters.pidfd = pidfd = open_process(pid)
+    entry.local.add("its descriptor", lambda: os.close(pidfd))
+    quarters.cgroup = await asyncio.to_thread(Cgroup.of, pid, quarters.engine_id)
+
+
+def now_ms() -> int:
+    """The time, in milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+def expires_ms(container: Container) -> int | None:
+    """When a time limit ends a container, in milliseconds since 1970; None: it has none."""
+    limits = container.identity.grant.limits
+    end = expiry(
+        created=container.identity.created_ms,
+        started=container.started_ms,
+        timeout=limits.timeout_ms,
+        lifetime=limits.max_lifetime_ms,
+    )
+    return None if end is None else round(end[0])
+
+
+def _refused(error: EngineError) -> ClawboxError:
+    # The engine's words hold paths of the host.
+    _log.error("the engine refused a container: %s", error)
+    return ClawboxError(
+        Reason.ENGINE_REFUSED,
+        "the engine refused the container (status {status}); the server's log says why",
+        status=error.status,
+    )

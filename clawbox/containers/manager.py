@@ -1,0 +1,440 @@
+"""Containers as callers have them: made, found, watched, ended and forgotten, each by whom it belongs to.
+
+async with ContainerManager(...) as containers:
+    container = await containers.spawn(call, principal)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import uuid
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+
+from clawbox.containers.backend import ConflictError, EngineError
+from clawbox.containers.entry import Entry
+from clawbox.containers.labels import Identity
+from clawbox.containers.lifecycle import Lifecycle
+from clawbox.containers.making import Making, now_ms
+from clawbox.containers.monitor import Monitor
+from clawbox.containers.pulling import Images
+from clawbox.containers.record import Container, EgressState, Pull
+from clawbox.containers.registry import not_found
+from clawbox.containers.states import Ending, Operation, Paused, Resumed, State, Status, after, require
+from clawbox.containers.wanted import check
+from clawbox.errors import ClawboxError, Reason, invalid_field
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Coroutine, Mapping
+    from types import TracebackType
+
+    from clawbox.audit import Audit
+    from clawbox.auth import Principal
+    from clawbox.config.containers import ImageTemplate
+    from clawbox.containers.backend import EngineFacts
+    from clawbox.containers.calls import ContainerFilter, SpawnCall, WatchEvent
+    from clawbox.containers.pulling import PullPolicy
+    from clawbox.containers.quarters import Quarters
+    from clawbox.containers.terms import Surroundings
+    from clawbox.containers.wanted import Offer
+    from clawbox.store import ContainerRows
+
+T = TypeVar("T")
+
+DEFAULT_GRACE_MS: Final = 10_000
+MAX_GRACE_MS: Final = 600_000
+LIMIT_RETRY_SECONDS: Final = 1.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ContainersStatus:
+    """How it is with containers, for System.GetStatus."""
+
+    engine: EngineFacts | None
+    """None: the engine does not answer."""
+    problem: str
+    """Why it does not; empty where it does."""
+    active: int
+    finished: int
+    runtime: str
+
+
+class ContainerManager:
+    """All containers of one server, while entered."""
+
+    def __init__(
+        self,
+        around: Surroundings,
+        offer: Offer,
+        rows: ContainerRows,
+        *,
+        max_containers: int,
+        pull_policy: PullPolicy,
+        audit: Audit,
+        stop_at_end: bool = True,
+        stop_seconds: float = DEFAULT_GRACE_MS / 1000,
+    ) -> None:
+        """``stop_at_end``: leaving stops all containers; else they are left for the next server."""
+        self._around = around
+        self._registry = around.registry
+        self._offer = offer
+        self._rows = rows
+        self._max_containers = max_containers
+        self._stop_at_end = stop_at_end
+        self._stop_seconds = stop_seconds
+        self._images = Images(around.backend, pull_policy)
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._lifecycle = Lifecycle(around, self._start)
+        self.monitor = Monitor(around, self._lifecycle, audit)
+        self._open = False
+
+    async def __aenter__(self) -> Self:
+        await self.monitor.restore(self._rows)
+        self._open = True
+        self._start(self.monitor.run(), "containers' engine")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open = False
+        if self._stop_at_end:
+            await self._stop_all()
+        while self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks)
+        for entry in list(self._lifecycle.entries.values()):
+            entry.cancel_timer()
+            await entry.local.give_back()
+
+    @property
+    def templates(self) -> Mapping[str, ImageTemplate]:
+        """What the operator configured, by name."""
+        return self._offer.templates
+
+    @property
+    def offer(self) -> Offer:
+        """What callers may ask for."""
+        return self._offer
+
+    def status(self) -> ContainersStatus:
+        """How it is with them."""
+        active = sum(container.active for container in self._registry)
+        return ContainersStatus(
+            engine=self.monitor.engine,
+            problem=self.monitor.problem,
+            active=active,
+            finished=len(self._registry) - active,
+            runtime=self._around.runtime,
+        )
+
+    def active_of(self, owner: str) -> int:
+        """How many active containers a principal has."""
+        return sum(container.active and container.owner == owner for container in self._registry)
+
+    # To ask
+
+    def find(self, container_id: str, principal: Principal) -> Container:
+        """The container as it is now. Raises CONTAINER_NOT_FOUND, also for one that is another's."""
+        container = self._registry.get(container_id)
+        if container is None or not _may_see(container, principal):
+            raise not_found(container_id)
+        return self._as_it_is(container)
+
+    def quarters(self, container_id: str) -> Quarters:
+        """What control holds of a container. Raises CONTAINER_NOT_FOUND, WRONG_STATE, DOCKER_UNAVAILABLE."""
+        entry = self._lifecycle.entries.get(container_id)
+        container = self._registry.get(container_id)
+        if container is None:
+            raise not_found(container_id)
+        if entry is None or entry.quarters is None:
+            require(container.status, Operation.READ, container_id)
+            raise self.monitor.unavailable()
+        return entry.quarters
+
+    def list(
+        self, principal: Principal, wanted: ContainerFilter, after: str = "", limit: int = 100
+    ) -> list[Container]:
+        """At most ``limit`` containers, newest first, of those behind ``after`` (:meth:`position`)."""
+        found = sorted(
+            (one for one in self._registry if _may_see(one, principal) and wanted.matches(one)),
+            key=_age,
+            reverse=True,
+        )
+        if after:
+            mark = _mark(after)
+            found = [one for one in found if _age(one) < mark]
+        return [self._as_it_is(one) for one in found[:limit]]
+
+    @staticmethod
+    def position(container: Container) -> str:
+        """What :meth:`list` takes as ``after`` to go on behind a container, which may be gone by then."""
+        created, container_id = _age(container)
+        return f"{created}:{container_id}"
+
+    def watch(
+        self, principal: Principal, wanted: ContainerFilter, after_revision: str = ""
+    ) -> AsyncGenerator[WatchEvent]:
+        """What is there, then what changes. Raises SLOW_READER."""
+        return self._registry.watch(
+            lambda one: _may_see(one, principal) and wanted.matches(one), after_revision
+        )
+
+    async def wait(self, container_id: str, principal: Principal) -> Container:
+        """The container once it has finished. Raises CONTAINER_NOT_FOUND."""
+        self.find(container_id, principal)
+        return await self._registry.until(container_id, lambda one: not one.active)
+
+    # To change
+
+    async def spawn(self, call: SpawnCall, principal: Principal) -> Container:
+        """Make a container; it runs when this returns. It is one transaction: else nothing is left of it.
+
+        Raises INVALID_FIELD, POLICY_DENIED, CREDENTIAL_NOT_ALLOWED, IMAGE_NOT_ALLOWED, TEMPLATE_NOT_FOUND,
+        CONTAINER_LIMIT, IMAGE_NOT_FOUND, IMAGE_REFUSED, WRONG_STATE (its workspace is in use),
+        ENGINE_REFUSED, DOCKER_UNAVAILABLE, SANDBOX_UNAVAILABLE, STATE_UNAVAILABLE, SHUTTING_DOWN.
+        """
+        if not self._open:
+            raise ClawboxError(Reason.SHUTTING_DOWN, "the server is stopping")
+        wanted = check(call, principal, self._offer)
+        self.monitor.require()
+        self._require_room(principal)
+        container = Container(
+            identity=Identity(
+                installation=self._around.installation,
+                container_id=str(uuid.uuid4()),
+                owner=principal.name,
+                task=call.task,
+                image=str(wanted.reference),
+                image_id="",
+                uid=0,
+                gid=0,
+                created_ms=now_ms(),
+                grant=wanted.grant,
+                template=wanted.template,
+                agent_id=call.agent_id,
+                request_id=call.request_id,
+                workspace_read_only=call.workspace.read_only,
+                labels=dict(call.labels),
+                env_names=tuple(sorted(call.env)),
+            ),
+            status=Status(),
+        )
+        entry = Entry(container.container_id)
+        self._lifecycle.entries[entry.container_id] = entry
+        self._registry.place(container)
+
+        async def tell(pull: Pull) -> None:
+            await self._registry.put(replace(container, pull=pull), keep=False)
+
+        async def make() -> Container:
+            async with entry.lock:
+                try:
+                    image = await self._images.resolve(wanted.reference, tell)
+                    made = await Making(self._around, entry, wanted, call, image).make(container)
+                except BaseException:
+                    await self._undo(entry, kept=bool(call.workspace.workspace_id))
+                    raise
+                self._lifecycle.began(entry, made)
+                return self._as_it_is(made)
+
+        return await self._to_its_end(make(), f"spawn {entry.container_id}")
+
+    async def stop(self, container_id: str, principal: Principal, grace_ms: int | None = None) -> Container:
+        """End its program by its stop signal, and by SIGKILL after a grace period in milliseconds."""
+        grace = DEFAULT_GRACE_MS if grace_ms is None else grace_ms
+        if grace > MAX_GRACE_MS:
+            raise invalid_field("grace_ms", f"must be at most {MAX_GRACE_MS}", "maximum")
+        return await self._end(container_id, principal, Ending.STOP if grace else Ending.KILL, grace / 1000)
+
+    async def kill(self, container_id: str, principal: Principal) -> Container:
+        """Kill everything in it at once."""
+        return await self._end(container_id, principal, Ending.KILL, 0)
+
+    async def remove(
+        self,
+        container_id: str,
+        principal: Principal,
+        *,
+        force: bool = False,
+        delete_workspace: bool | None = None,
+    ) -> None:
+        """Forget a finished container; ``force`` kills it first. Raises WRONG_STATE for an active one."""
+        container = self.find(container_id, principal)
+        if container.active:
+            if not force:
+                require(container.status, Operation.REMOVE, container_id)
+            await self.kill(container_id, principal)
+        entry = self._lifecycle.entries[container_id]
+        await self._to_its_end(
+            self._lifecycle.forget(entry, delete_workspace=delete_workspace), f"forget {container_id}"
+        )
+
+    async def pause(self, container_id: str, principal: Principal) -> Container:
+        """Freeze its processes. Raises WRONG_STATE."""
+        return await self._freeze(container_id, principal, Operation.PAUSE)
+
+    async def resume(self, container_id: str, principal: Principal) -> Container:
+        """Let its processes go on. Raises WRONG_STATE."""
+        return await self._freeze(container_id, principal, Operation.RESUME)
+
+    async def _freeze(self, container_id: str, principal: Principal, operation: Operation) -> Container:
+        self.find(container_id, principal)
+        entry, backend = self._entry(container_id), self._around.backend
+        pausing = operation is Operation.PAUSE
+        async with entry.lock:
+            container = self.find(container_id, principal)
+            require(container.status, operation, container_id)
+            if container.status.state is (State.PAUSED if pausing else State.RUNNING):
+                return container
+            act = backend.pause if pausing else backend.unpause
+            try:
+                await act(container.engine_id)
+            except ConflictError:
+                pass  # it is so already, or it just ended: another look tells
+            except EngineError as error:
+                self._lifecycle.look(container_id)
+                raise ClawboxError(
+                    Reason.ENGINE_REFUSED,
+                    "the engine refused to {operation} (status {status}); the server's log says why",
+                    operation=operation.value,
+                    status=error.status,
+                ) from error
+            else:
+                status = after(container.status, Paused() if pausing else Resumed())
+                await self._registry.put(replace(container, status=status))
+                return self.find(container_id, principal)
+        self._lifecycle.look(container_id)
+        return self.find(container_id, principal)
+
+    async def _end(
+        self, container_id: str, principal: Principal, ending: Ending, grace_seconds: float
+    ) -> Container:
+        container = self.find(container_id, principal)
+        if not container.active:
+            return container
+        if container.status.state is State.CREATING:
+            raise ClawboxError(
+                Reason.WRONG_STATE,
+                "the container {container_id} is being made; cancel its Spawn",
+                precondition=("STATE", container_id),
+                container_id=container_id,
+                state=container.status.state.name,
+            )
+        await self._lifecycle.end(self._entry(container_id), ending, grace_seconds)
+        return await self._registry.until(container_id, lambda one: not one.active)
+
+    def _entry(self, container_id: str) -> Entry:
+        """Of an active container that this server holds. Raises DOCKER_UNAVAILABLE while it does not yet."""
+        entry = self._lifecycle.entries.get(container_id)
+        if entry is None:
+            raise not_found(container_id)
+        if entry.quarters is None:
+            raise self.monitor.unavailable()
+        return entry
+
+    # Within
+
+    def _require_room(self, principal: Principal) -> None:
+        active = sum(container.active for container in self._registry)
+        own = self.active_of(principal.name)
+        most = principal.limits.max_sandboxes
+        if active >= self._max_containers or (most is not None and own >= most):
+            raise ClawboxError(
+                Reason.CONTAINER_LIMIT,
+                "{active} containers are active; the {layer} allows no more",
+                retry_after=LIMIT_RETRY_SECONDS,
+                active=active if active >= self._max_containers else own,
+                layer="server" if active >= self._max_containers else "token",
+            )
+
+    async def _undo(self, entry: Entry, *, kept: bool) -> None:
+        """Leave nothing of a container that was not made, but a workspace that was there before."""
+        await entry.local.give_back()
+        await entry.lasting.give_back()
+        self._lifecycle.entries.pop(entry.container_id, None)
+        for companion in self._around.companions:
+            await companion.forgotten(entry.container_id)
+        if entry.workspace is not None and not kept:
+            with contextlib.suppress(ClawboxError, OSError):
+                await self._around.workspaces.delete(entry.workspace.owner, entry.workspace.workspace_id)
+        try:
+            await self._registry.forget(entry.container_id)
+        except ClawboxError:
+            # The row says CREATING: the next start removes it.
+            self._registry.drop(entry.container_id)
+
+    async def _stop_all(self) -> None:
+        active = [one for one in self._registry if one.status.state in {State.RUNNING, State.PAUSED}]
+        entries = [self._lifecycle.entries[one.container_id] for one in active]
+        held = [entry for entry in entries if entry.quarters is not None]
+        for entry in held:
+            with contextlib.suppress(ClawboxError):
+                await self._lifecycle.end(entry, Ending.SHUTDOWN, self._stop_seconds)
+        # Killed after the grace; the engine may be away, and then the next start sees how they ended.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._stop_seconds + DEFAULT_GRACE_MS / 1000):
+                for entry in held:
+                    with contextlib.suppress(ClawboxError):
+                        await self._registry.until(entry.container_id, lambda one: not one.active)
+
+    async def _to_its_end(self, work: Coroutine[Any, Any, T], name: str) -> T:
+        """Do work in a task of its own, which is cancelled with the caller, and waited for."""
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.cancel()
+            while not task.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([task])
+            if not task.cancelled():
+                task.exception()
+            raise
+
+    def _start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Start work that nobody waits for."""
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("%s failed", task.get_name(), exc_info=task.exception())
+
+    def _as_it_is(self, container: Container) -> Container:
+        """With what only its sidecar knows."""
+        entry = self._lifecycle.entries.get(container.container_id)
+        door = None if entry is None or entry.quarters is None else entry.quarters.door
+        if door is None or not container.active or door.serving or container.egress is EgressState.DIRECT:
+            return container
+        detail = door.failure or "its sidecar is being restarted"
+        return replace(container, egress=EgressState.RESTARTING, egress_detail=detail)
+
+
+def _may_see(container: Container, principal: Principal) -> bool:
+    return principal.is_admin or container.owner == principal.name
+
+
+def _age(container: Container) -> tuple[int, str]:
+    return container.identity.created_ms, container.container_id
+
+
+def _mark(position: str) -> tuple[int, str]:
+    created, _, container_id = position.partition(":")
+    if not created.isdecimal():
+        raise ClawboxError(
+            Reason.INVALID_PAGE_TOKEN,
+            "the page token is not one that {method} returned for this request",
+            method="List",
+        )
+    return int(created), container_id
