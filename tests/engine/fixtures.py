@@ -7,18 +7,26 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
+from clawbox.wasm.build.commands import BuildError
+from tests.engine import java
 from tests.engine.api import EngineApi
-from tests.engine.images import ImageMaker, shell_less_layer
+from tests.engine.images import ImageMaker, make_image, shell_less_layer
 from tests.engine.private import EngineMissingError, PrivateEngine
+from tools import agent_base
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 DEFAULT_URL = "unix:///var/run/docker.sock"
+RUNSC_ARGUMENTS = ["--network=host", "--host-uds=open", "--host-fifo=open"]
+"""A guest's sockets are then real ones of its own network namespace, where clawbox can listen."""
 _MISSING = "no Docker engine: "
 
 
@@ -119,3 +127,49 @@ def _made(make: Callable[[], str]) -> str:
         return make()
     except EngineMissingError as error:
         without_engine(error)
+
+
+@pytest.fixture(scope="session")
+def agent_image(session_images: ImageMaker) -> str:
+    """Reference of what ``make agent-base`` builds: python3, pip, Node.js, npm, git, curl, wget."""
+    try:
+        archive = agent_base.archive(keep=True)
+    except BuildError as error:
+        without_engine(EngineMissingError(f"no agent image for it: {error}"))
+    return session_images.add(
+        "agent-base", lambda name: agent_base.load(archive, session_images.engine, name)
+    )
+
+
+@pytest.fixture(scope="session")
+def java_image(agent_image: str, session_images: ImageMaker) -> str:
+    """Reference of ``agent_image`` with a ``java`` besides."""
+    try:
+        layer = java.layer()
+    except BuildError as error:
+        without_engine(EngineMissingError(f"no Java for it: {error}"))
+    api = session_images.engine
+    return session_images.add("java", lambda name: api.add_layer(agent_image, layer, name))
+
+
+@pytest.fixture(scope="session")
+def runsc_engine() -> Iterator[PrivateEngine]:
+    """A private engine with the runtime ``runsc``; where Go is there to build it (``make runsc``)."""
+    runsc = Path(sys.prefix) / "bin/runsc"
+    if not runsc.is_file() and shutil.which("go") is None:
+        pytest.skip(f"{_MISSING}no runsc, and no Go that would build it")
+    if not runsc.is_file():
+        without_engine(EngineMissingError("no runsc: `make runsc` builds it"))
+    runtime = {"path": str(runsc), "runtimeArgs": RUNSC_ARGUMENTS}
+    with contextlib.ExitStack() as held:
+        try:
+            engine = held.enter_context(PrivateEngine({"runtimes": {"runsc": runtime}}))
+        except EngineMissingError as error:
+            without_engine(error)
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def runsc_busybox_image(runsc_engine: PrivateEngine) -> str:
+    """``busybox_image`` on ``runsc_engine``."""
+    return _made(lambda: make_image(runsc_engine.api, name="busybox"))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from tests.engine.private import EngineMissingError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from tests.engine.api import EngineApi
 
@@ -23,10 +23,10 @@ PREFIX = "clawbox-test"
 
 # fmt: off
 SHELL_COMMANDS = (
-    "sh", "ash", "awk", "cat", "chmod", "chown", "cp", "cut", "date", "dd", "df", "du", "echo", "env",
-    "false", "find", "free", "grep", "head", "hostname", "id", "ip", "kill", "ln", "ls", "mkdir", "mkfifo",
-    "mknod", "mount", "mv", "nc", "nohup", "nproc", "od", "printf", "ps", "pwd", "readlink", "realpath", "rm",
-    "rmdir", "sed", "seq", "setsid", "sha256sum", "sleep", "sort", "stat", "stty", "sync", "tail", "tar",
+    "sh", "ash", "awk", "cat", "chmod", "chown", "cp", "cut", "date", "dd", "df", "dmesg", "du", "echo",
+    "env", "false", "find", "free", "grep", "head", "hostname", "id", "ip", "kill", "ln", "ls", "mkdir",
+    "mkfifo", "mknod", "mount", "mv", "nc", "nohup", "nproc", "od", "printf", "ps", "pwd", "readlink", "realpath",
+    "rm", "rmdir", "sed", "seq", "setsid", "sha256sum", "sleep", "sort", "stat", "stty", "sync", "tail", "tar",
     "tee", "telnet", "test", "timeout", "touch", "tr", "true", "tty", "umount", "uname", "unshare", "vi",
     "wc", "wget", "which", "whoami", "xargs", "yes",
 )
@@ -98,9 +98,13 @@ def make_image(
     """
     if layer is None:
         layer = busybox_layer(tuple((files or {}).items()))
-    reference = f"{PREFIX}/{name}-{secrets.token_hex(4)}:latest"
+    reference = _new_name(name)
     engine.import_image(reference, layer, ["ENV PATH=/bin", *changes])
     return reference
+
+
+def _new_name(name: str) -> str:
+    return f"{PREFIX}/{name}-{secrets.token_hex(4)}:latest"
 
 
 @dataclass
@@ -121,6 +125,13 @@ class ImageMaker:
         """As :func:`make_image`."""
         reference = make_image(self.engine, changes, layer=layer, files=files, name=name)
         self.made.append(reference)
+        return reference
+
+    def add(self, name: str, make: Callable[[str], object]) -> str:
+        """Have ``make`` give the engine an image under the reference that it is called with; returns that."""
+        reference = _new_name(name)
+        self.made.append(reference)
+        make(reference)
         return reference
 
     def remove(self) -> None:
