@@ -34,7 +34,8 @@ class Method:
     execution: bool = False
     """Whether a call needs a place among the running executions."""
     watch: bool = False
-    """Whether it streams for as long as its caller likes, and is ended when the server drains."""
+    """Whether it goes on for as long as its caller likes, and is ended at once when the server drains. What
+    does something for its caller meanwhile (Exec, a file) is not: it has until the end of the grace."""
     while_draining: bool = False
     """Whether it is answered while the server drains."""
 
@@ -62,7 +63,7 @@ _METHODS = {
     "/clawbox.v1.Containers/Get": _READ_CONTAINERS,
     "/clawbox.v1.Containers/List": _READ_CONTAINERS,
     "/clawbox.v1.Containers/Watch": _WATCH_CONTAINERS,
-    "/clawbox.v1.Containers/Wait": _READ_CONTAINERS,
+    "/clawbox.v1.Containers/Wait": _WATCH_CONTAINERS,
     "/clawbox.v1.Containers/Stop": _WRITE_CONTAINERS,
     "/clawbox.v1.Containers/Kill": _WRITE_CONTAINERS,
     "/clawbox.v1.Containers/Remove": _WRITE_CONTAINERS,

@@ -7,16 +7,25 @@ import binascii
 
 import msgspec
 
-from clawbox.errors import ClawboxError, Reason
+from clawbox.errors import ClawboxError, Reason, invalid_field
 
-MAX_TOKEN = 512
+MAX_TOKEN = 1024
 """Characters of a page token; ours are shorter."""
+MAX_PAGE = 1000
+DEFAULT_PAGE = 100
 
 
 class _Position(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     method: str
     query: str
     after: str
+
+
+def page_size(asked: int) -> int:
+    """How many entries a page has; 0 asks for the default. Raises INVALID_FIELD."""
+    if asked > MAX_PAGE:
+        raise invalid_field("page_size", f"must be at most {MAX_PAGE}", "maximum")
+    return asked or DEFAULT_PAGE
 
 
 def page_token(method: str, query: str, after: str) -> str:

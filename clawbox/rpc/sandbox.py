@@ -13,7 +13,7 @@ from clawbox.audit import Audit, recorded
 from clawbox.errors import ClawboxError, Reason, invalid_field
 from clawbox.rpc import convert, convert_capabilities
 from clawbox.rpc.call import Call, current
-from clawbox.rpc.paging import page_start, page_token
+from clawbox.rpc.paging import page_size, page_start, page_token
 from clawbox.wasm.catalog import Catalog, UploadStart
 from clawbox.wasm.executor import ExecuteCall, Execution, ExecutionEvent, Executor, Started
 from clawbox.wasm.model import LogEntry, OutputChunk, OutputStream
@@ -37,8 +37,6 @@ UPLOAD_BYTES_PER_SECOND = 64 << 10
 MAX_BUFFERED_BYTES = 4 << 20
 """Output of a run that waits for its reader; a reader further behind is cut, and its run killed."""
 _ENTRY_BYTES = 256  # what an event costs besides its text
-_DEFAULT_PAGE = 100
-_MAX_PAGE = 1000
 
 
 class SandboxServicer(sandbox_pb2_grpc.SandboxServicer):
@@ -84,9 +82,7 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServicer):
         self, request: sandbox_pb2.ListToolsRequest, _context: Context
     ) -> sandbox_pb2.ListToolsResponse:
         """List the tools that the caller may run."""
-        if request.page_size > _MAX_PAGE:
-            raise invalid_field("page_size", f"must be at most {_MAX_PAGE}", "maximum")
-        size = request.page_size or _DEFAULT_PAGE
+        size = page_size(request.page_size)
         after = page_start(request.page_token, "ListTools", request.name_prefix)
         entries = self._catalog.list(
             current().principal, name_prefix=request.name_prefix, after=after, limit=size + 1

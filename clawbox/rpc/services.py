@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from clawbox_client.v1 import sandbox_pb2_grpc, system_pb2_grpc
+from clawbox_client.v1 import containers_pb2_grpc, sandbox_pb2_grpc, system_pb2_grpc
 
 if TYPE_CHECKING:
+    from clawbox.rpc.containers import ContainersServicer
     from clawbox.rpc.sandbox import SandboxServicer
     from clawbox.rpc.server import RpcServer
     from clawbox.rpc.system import SystemServicer
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
 def serve_sandbox(server: RpcServer, servicer: SandboxServicer) -> None:
     """Offer ``clawbox.v1.Sandbox``."""
     server.serve(sandbox_pb2_grpc.add_SandboxServicer_to_server, servicer)
+
+
+def serve_containers(server: RpcServer, servicer: ContainersServicer) -> None:
+    """Offer ``clawbox.v1.Containers``."""
+    server.serve(containers_pb2_grpc.add_ContainersServicer_to_server, servicer)
 
 
 def serve_system(server: RpcServer, servicer: SystemServicer) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from clawbox_client.v1 import system_pb2, system_pb2_grpc
 
 from clawbox import __version__
+from clawbox.containers import status as containers_status
 from clawbox.errors import invalid_field
 from clawbox.rpc import convert
 from clawbox.rpc.call import current
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from clawbox.audit import AuditLog
     from clawbox.children.enforcement import Enforcement
+    from clawbox.containers.manager import ContainersStatus
     from clawbox.egress.supervisor import EgressStatus
     from clawbox.wasm.pool import PoolStats
 
@@ -74,6 +76,13 @@ class Egress(Protocol):
         """What confines its processes on this machine, and what does not."""
 
 
+class Containers(Protocol):
+    """What is asked of containers: :class:`clawbox.containers.manager.ContainerManager`."""
+
+    def status(self) -> ContainersStatus:
+        """How they do."""
+
+
 class SystemServicer(system_pb2_grpc.SystemServicer):
     """Tells about the server. It has run since it was made."""
 
@@ -84,8 +93,14 @@ class SystemServicer(system_pb2_grpc.SystemServicer):
         executions: ExecutionPlaces,
         tokens: Tokens,
         egress: Egress,
+        *,
+        containers: Containers | None = None,
+        no_containers: str = _NOT_SERVED,
     ) -> None:
+        """``no_containers``: why there are none, where ``containers`` is None."""
         self._egress = egress
+        self._containers = containers
+        self._no_containers = no_containers
         self._tokens = tokens
         self._pool = pool
         self._audit = audit
@@ -97,14 +112,15 @@ class SystemServicer(system_pb2_grpc.SystemServicer):
         self, _request: system_pb2.GetStatusRequest, _context: Context
     ) -> system_pb2.GetStatusResponse:
         """How the server and its parts do."""
+        containers = None if self._containers is None else self._containers.status()
         components = [
             self._wasm_engine(),
             self._audit_log(),
             self._token_table(),
             *self._way_out(),
-            *(
-                system_pb2.Component(name=name, state=system_pb2.COMPONENT_STATE_DISABLED, detail=_NOT_SERVED)
-                for name in ("docker", "agents")
+            self._engine(containers),
+            system_pb2.Component(
+                name="agents", state=system_pb2.COMPONENT_STATE_DISABLED, detail=_NOT_SERVED
             ),
         ]
         well = {system_pb2.COMPONENT_STATE_OK, system_pb2.COMPONENT_STATE_DISABLED}
@@ -116,9 +132,16 @@ class SystemServicer(system_pb2_grpc.SystemServicer):
             queued_executions=self._executions.queued,
             enforcements=[
                 system_pb2.Enforcement(name=found.name, in_force=found.in_force, detail=found.detail)
-                for found in (*self._pool.enforcements(), *self._egress.enforcements())
+                for found in (
+                    *self._pool.enforcements(),
+                    *self._egress.enforcements(),
+                    *(() if containers is None else containers_status.enforcements(containers)),
+                )
             ],
         )
+        if containers is not None:
+            response.active_containers = containers.active
+            response.container_runtime = containers.runtime
         response.start_time.FromNanoseconds(self._started_ns)
         response.uptime.FromNanoseconds(time.monotonic_ns() - self._started)
         return response
@@ -148,6 +171,15 @@ class SystemServicer(system_pb2_grpc.SystemServicer):
         if not stats.workers and not stats.starting:
             state, detail = system_pb2.COMPONENT_STATE_DOWN, "no worker process runs; the log says why"
         return system_pb2.Component(name="wasm_engine", state=state, detail=detail)
+
+    def _engine(self, status: ContainersStatus | None) -> system_pb2.Component:
+        if status is None:
+            state, detail = system_pb2.COMPONENT_STATE_DISABLED, self._no_containers
+        else:
+            well = status.engine is not None and not status.problem
+            state = system_pb2.COMPONENT_STATE_OK if well else system_pb2.COMPONENT_STATE_DOWN
+            detail = containers_status.engine_detail(status)
+        return system_pb2.Component(name="docker", state=state, detail=detail)
 
     def _way_out(self) -> tuple[system_pb2.Component, ...]:
         status = self._egress.status()

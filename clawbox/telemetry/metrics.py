@@ -18,6 +18,8 @@ _OTHER_TOOLS = "other"
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _MILLISECONDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 30_000, 60_000, 120_000)
+_SPAWN_SECONDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30, 60, 120, 300, 600)
+_EXEC_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1_800, 7_200)
 _FUEL = (1e3, 1e4, 1e5, 1e6, 3e6, 1e7, 3e7, 1e8, 3e8, 1e9, 1e10, 1e11)
 
 
@@ -154,6 +156,28 @@ class Metrics:
             ["process"],
             registry=registry,
         )
+        self._containers = Counter(
+            "clawbox_containers", "Containers that were spawned, and killed.", ["status"], registry=registry
+        )
+        self._containers_active = Gauge(
+            "clawbox_containers_active", "Containers that are not finished.", registry=registry
+        )
+        self._containers_kept = Gauge(
+            "clawbox_containers_kept", "Containers that are known, by state.", ["state"], registry=registry
+        )
+        self._spawn_seconds = Histogram(
+            "clawbox_container_spawn_duration_seconds",
+            "Time to create a container until its program runs, pulling its image included, in seconds.",
+            buckets=_SPAWN_SECONDS,
+            registry=registry,
+        )
+        self._exec_seconds = Histogram(
+            "clawbox_container_exec_duration_seconds",
+            "Wall-clock time of processes that were run inside containers, in seconds.",
+            ["method"],
+            buckets=_EXEC_SECONDS,
+            registry=registry,
+        )
         self._tool_names: set[str] = set()
 
     def rpc_observer(self, method: str) -> Callable[[str, float], None]:
@@ -257,6 +281,27 @@ class Metrics:
     def egress_restarted(self, process: str) -> None:
         """A process ended by itself and is started again: ``sidecar``, ``keeper`` or ``dialer``."""
         self._egress_restarts.labels(process).inc()
+
+    def container_spawned(self, seconds: float) -> None:
+        """A container was made, within so long."""
+        self._containers.labels("spawned").inc()
+        self._spawn_seconds.observe(seconds)
+
+    def container_killed(self) -> None:
+        """A caller killed a container."""
+        self._containers.labels("killed").inc()
+
+    def exec_ended(self, method: str, duration_ms: int) -> None:
+        """A process inside a container ended; ``method`` is ``Exec`` or ``RunCommand``."""
+        self._exec_seconds.labels(method).observe(duration_ms / 1000)
+
+    def watch_containers(
+        self, active: Callable[[], float], states: Mapping[str, Callable[[], float]]
+    ) -> None:
+        """Read the number of active containers, and of all that are known by state, from here."""
+        self._containers_active.set_function(active)
+        for state, number in states.items():
+            self._containers_kept.labels(state).set_function(number)
 
     def _tool_label(self, tool: str) -> str:
         """The tool's name; names of tools that came and went must not fill the memory."""
