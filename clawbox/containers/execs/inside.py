@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from clawbox.containers.backend import ConflictError, EngineError, ExecFacts, NotThereError
-from clawbox.containers.gate import FOLDER, GATE_PATH
+from clawbox.containers.gate import FOLDER
 from clawbox.containers.host.cgroups import CgroupError
 from clawbox.containers.host.fifo import GateStuckError
 from clawbox.containers.host.gate_check import UnsafeContainerError, check_exec_gate
@@ -193,7 +193,7 @@ class InsideProcess:
             self.pid,
             pidfd=self._pidfd,
             user=order.user,
-            gate=self._quarters.folder.run / GATE_PATH.rpartition("/")[2],
+            gate=self._quarters.folder.gate,
             container_pid=self._quarters.pid,
         )
         self.cgroup.add(self.pid)
