@@ -2,7 +2,8 @@
 
 A row is one ``write`` to the page cache, about 20 µs: it survives the death of the server at once, and that
 of the machine once the kernel was asked to store it, which happens in the background every second. While the
-disk is full, rows of what already runs go into a reserve that was set aside for them (docs/security.md, 99).
+disk is full, rows go into blocks that the file has behind its end, and when those are full, rows of what runs
+already into a reserve that is removed for them (docs/security.md, 99).
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from clawbox.audit.files import (
     store,
 )
 from clawbox.audit.heads import KIND as SIGNED_HEAD
+from clawbox.audit.room import Room
 from clawbox.audit.rows import FIRST_PREV, AuditRow, encode, make_row
 from clawbox.audit.watch import Watchers
 from clawbox.errors import ClawboxError, Reason
@@ -77,6 +79,7 @@ class AuditLog:
         """:attr:`head` as it was found, where a signature was the last thing that an earlier server wrote."""
         self._last = 0
         self._head = FIRST_PREV
+        self._room = Room()
         self._reserve = False
         self._failure = ""
         self._only_reserve_lacks = False
@@ -129,6 +132,11 @@ class AuditLog:
     def refuses(self) -> bool:
         """Whether :meth:`require` refuses what could not be recorded."""
         return self._refuse
+
+    @property
+    def reserve_problem(self) -> str:
+        """Why rows have no room of their own on the disk (docs/security.md, 99); empty when they have."""
+        return self._room.problem
 
     @property
     def lost(self) -> int:
@@ -241,6 +249,7 @@ class AuditLog:
             self._file_first = row.sequence
         self._size += len(line)
         self._last, self._head = row.sequence, digest
+        self._room.keep(self._fd, self._size)
         self._dirty.set()
         self._watchers.offer(row)
         if self._size >= self._max_file_bytes:
@@ -250,6 +259,7 @@ class AuditLog:
         written = os.write(self._fd, line)
         if written != len(line):
             os.ftruncate(self._fd, self._size)
+            self._room.begin()
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _rotate(self) -> None:
@@ -262,6 +272,13 @@ class AuditLog:
             self._fail(error)  # the row is written; the next one has to find a file first
             return
         self._full.append(full)
+        self._room.begin()
+        self._room.keep(self._fd, 0)
+        with contextlib.suppress(OSError):
+            self._room.give_back(full)
+        if self._room.problem:  # the two together were too much
+            self._room.begin()
+            self._room.keep(self._fd, 0)
         self.rotated.set()
 
     def _fail(self, error: OSError) -> None:
@@ -320,6 +337,7 @@ class AuditLog:
             ) from None
         self._fd = self._open_current()
         torn = self._find_end()
+        self._room.keep(self._fd, self._size)
         if (first := first_sequence(self._folder / CURRENT)) is not None:
             self._file_first = first
         try:
@@ -338,6 +356,7 @@ class AuditLog:
         new, old = os.fstat(fd), os.fstat(self._fd)
         os.close(self._fd)
         self._fd = fd
+        self._room.begin()
         if (new.st_dev, new.st_ino) != (old.st_dev, old.st_ino):
             self._size = new.st_size
         elif new.st_size > self._size:

@@ -32,6 +32,8 @@ CAP_SYS_ADMIN: Final = 21
 _OPENAT2: Final = 437  # on every architecture
 _AT_EMPTY_PATH: Final = 0x1000
 
+_FALLOC_FL_KEEP_SIZE: Final = 1
+
 _M_MMAP_THRESHOLD: Final = -3
 
 _CAPABILITY_VERSION_3: Final = 0x2008_0522
@@ -79,6 +81,19 @@ def link_open_file(descriptor: int, folder: int, name: bytes) -> None:
             ctypes.c_int(_AT_EMPTY_PATH),
         ),
         "linkat",
+    )
+
+
+def allocate_behind(descriptor: int, offset: int, size: int) -> None:
+    """Have the disk keep blocks for a file behind its end, which stays where it is (fallocate(2))."""
+    _check(
+        _libc.fallocate64(
+            ctypes.c_int(descriptor),
+            ctypes.c_int(_FALLOC_FL_KEEP_SIZE),
+            ctypes.c_int64(offset),
+            ctypes.c_int64(size),
+        ),
+        "fallocate",
     )
 
 

@@ -55,7 +55,7 @@ class Database:
         self.place = location.shown(self._url)
         """Where it is, without who may use it."""
         self.failure = ""
-        """Why the last transaction failed; empty when it did not."""
+        """Why a transaction failed; empty again once one that writes did not."""
         self.reserve = Reserve(self._path) if self._path is not None else None
         """Room on the disk; None where that is another server's business."""
         self._stack = contextlib.AsyncExitStack()
@@ -104,10 +104,12 @@ class Database:
                     retry_after=1.0,
                     problem=self.failure,
                 ) from error
+            if not writes:
+                return result
             if self.failure:
-                _log.warning("the state can be used again", place=self.place)
+                _log.warning("the state can be written again", place=self.place)
                 self.failure = ""
-            if writes and self.reserve is not None:
+            if self.reserve is not None:
                 await self.reserve.keep(self._engine)
             return result
 

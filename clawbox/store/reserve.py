@@ -9,7 +9,8 @@ it is inside SQLite's own files, where SQLite takes it without asking the disk.
   frame has no valid checksum, which is the end of the log to SQLite (https://sqlite.org/walformat.html).
 
 File systems that write in place keep this promise. One that copies on write (btrfs, ZFS) asks the disk for
-every page; there the room is counted as kept, and a full disk is an error of the write, as anywhere.
+every page; there the room is counted as kept, and a full disk is an error of the write, as anywhere. The
+log goes when a server ends in order, and its room with it: not when it is killed.
 """
 
 from __future__ import annotations

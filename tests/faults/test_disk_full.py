@@ -19,14 +19,24 @@ from tests.caller import refused
 from tests.faults.conftest import admin
 from tests.footprint import eventually
 
-SMALL_DISK = 'mkdir -p "$0" && mount -t tmpfs -o size=4m,mode=700 none "$0" && exec "$@"'
+SMALL_DISK = 'mkdir -p "$0" && mount -t tmpfs -o size=SIZE,mode=700 none "$0" && exec "$@"'
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A folder that is a disk of 4 MiB, and the command that starts another, which alone sees it so."""
-    folder = tmp_path / "disk"
-    inner = ["sh", "-c", SMALL_DISK, str(folder)]
+    """A disk of 4 MiB, on which the log has nothing but its small reserve."""
+    return _disk(tmp_path / "disk", "4m")
+
+
+@pytest.fixture
+def large_disk(tmp_path):
+    """A disk of 16 MiB."""
+    return _disk(tmp_path / "disk", "16m")
+
+
+def _disk(folder, size):
+    """A folder that is a disk of that size, and the command that starts another, which alone sees it so."""
+    inner = ["sh", "-c", SMALL_DISK.replace("SIZE", size), str(folder)]
     reasons = []
     for outer in (["unshare", "--mount"], ["unshare", "--map-root-user", "--mount"]):
         tried = subprocess.run([*outer, *inner, "true"], capture_output=True, text=True, check=False)
@@ -135,3 +145,17 @@ def test_where_the_operator_wants_it_so_work_goes_on_without_a_log(serve):
 
 def _reports_nothing_else(server):
     assert "Traceback" not in server.log.read_text()
+
+
+def test_rule_99_what_fills_the_disk_stops_neither_calls_nor_their_rows(serve, large_disk):
+    folder, wrapper = large_disk
+    with serve(wrapper=wrapper, CLAWBOX_LOGGING__AUDIT_DIR=str(folder)) as server, admin(server) as caller:
+        inside = Path(f"/proc/{server.process.pid}/root{folder}")
+        assert caller.execute("echo", "1").output_json == "1"
+        for number in range(40):  # more than the blocks that the log began would hold
+            _fill(inside / f"filler-{number}")
+            assert caller.execute("echo", "1", request_id=f"full-{number}").output_json == "1"
+        assert caller.status().status == "ok"
+        assert verify(inside).ok
+        assert (inside / "audit.jsonl").read_text().count('"full-') == 40
+        _reports_nothing_else(server)

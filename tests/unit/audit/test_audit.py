@@ -12,6 +12,7 @@ import pytest
 from clawbox.audit import AuditLog, counting, files, verify
 from clawbox.audit import log as log_module
 from clawbox.audit import watch as watch_module
+from clawbox.audit.room import ROOM_BYTES
 from clawbox.errors import ClawboxError, Reason
 
 
@@ -439,3 +440,20 @@ async def test_watching_ends_when_the_log_is_closed(tmp_path):
         await anext(stream)
     with pytest.raises(StopAsyncIteration):
         await anext(stream)
+
+
+async def test_rule_99_a_full_file_gives_its_room_back_and_the_next_one_has_room(tmp_path):
+    def blocks(file):
+        return file.stat().st_blocks * 512
+
+    async with AuditLog(tmp_path, max_file_bytes=4096) as log:
+        log.append("execute")
+        if log.reserve_problem:
+            pytest.skip(f"this file system keeps no blocks behind the end of a file: {log.reserve_problem}")
+        assert blocks(tmp_path / "audit.jsonl") >= ROOM_BYTES
+        while not log.rotated.is_set():
+            log.append("execute")
+        (full,) = tmp_path.glob("audit-0*.jsonl")
+        assert blocks(full) < ROOM_BYTES // 8
+        assert blocks(tmp_path / "audit.jsonl") >= ROOM_BYTES
+    assert verify(tmp_path).ok
