@@ -12,11 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
-from clawbox_client.v1 import sandbox_pb2, sandbox_pb2_grpc, system_pb2, system_pb2_grpc
+from clawbox_client.v1 import (
+    containers_pb2_grpc,
+    sandbox_pb2,
+    sandbox_pb2_grpc,
+    system_pb2,
+    system_pb2_grpc,
+)
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tests.integration.client.container_fakes import FakeContainers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -97,6 +105,7 @@ class FakeServer(
         self.stream_ended = asyncio.Event()
         self.started = asyncio.Event()
         self.audit_rows: list[system_pb2.AuditRow] = []
+        self.containers = FakeContainers(self._begin, Refusal)
         self.health = health_pb2.HealthCheckResponse.SERVING
 
     def calls(self, method: str) -> list[Seen]:
@@ -229,6 +238,7 @@ async def serving(
     fake = FakeServer()
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     sandbox_pb2_grpc.add_SandboxServicer_to_server(fake, server)
+    containers_pb2_grpc.add_ContainersServicer_to_server(fake.containers, server)
     system_pb2_grpc.add_SystemServicer_to_server(fake, server)
     health_pb2_grpc.add_HealthServicer_to_server(fake, server)
     if credentials is None:
@@ -241,6 +251,7 @@ async def serving(
         yield fake
     finally:
         fake.go_on.set()
+        await fake.containers.close()
         await server.stop(None)
 
 
