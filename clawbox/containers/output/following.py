@@ -246,9 +246,9 @@ class Following:
             self.unclean = False
             waiting = Waiting()
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._read(waiting))
+                reading = tasks.create_task(self._read(waiting))
                 await self._keep(waiting, streams)
-            if await self._complete():
+            if reading.result():
                 await self._end(streams)
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
@@ -256,18 +256,32 @@ class Following:
             for one in streams.values():
                 one.close()
 
-    async def _read(self, waiting: Waiting) -> None:
-        """Read the log from the point on; ends when the engine says that it does."""
+    async def _read(self, waiting: Waiting) -> bool:
+        """Read the log from the point on until the engine says that it ends; whether it is complete.
+
+        An engine may end a log that is followed before the last of it (seen of Docker 20.10, in every other
+        container): once the container has ended, what is left is read again.
+        """
         places = {stream: self._kept.point_of(stream).place for stream in Stream}
+        await self._read_on(waiting, places, follow=True)
+        complete = await self._complete()
+        if complete:
+            with contextlib.suppress(NotThereError):  # it was removed, and what was read is all there is
+                await self._read_on(waiting, places, follow=False)
+        waiting.end()
+        return complete
+
+    async def _read_on(self, waiting: Waiting, places: dict[Stream, LogPlace], *, follow: bool) -> None:
+        """Read the log behind ``places``, which are moved on."""
         since_ns = since(*places.values())
         finders = {stream: Finder(place, since_ns) for stream, place in places.items()}
-        log = self._backend.logs(self._quarters.engine_id, since_ns=since_ns, follow=True)
+        log = self._backend.logs(self._quarters.engine_id, since_ns=since_ns, follow=follow)
         async with contextlib.aclosing(log):
             async for entry in log:
                 verdict = finders[entry.stream].see(entry.time_ns)
                 if verdict is not Verdict.SKIP:
+                    places[entry.stream] = places[entry.stream].after(entry.time_ns)
                     await waiting.put(Seen(entry, verdict is Verdict.TAKE_BEHIND_GAP))
-        waiting.end()
 
     async def _keep(self, waiting: Waiting, streams: dict[Stream, _StreamCleaning]) -> None:
         places = {stream: self._kept.point_of(stream).place for stream in Stream}

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES: Final = 64 << 10
 """Most bytes of one chunk."""
+CHUNK_NS: Final = 10_000_000
+"""Most nanoseconds between the first and the last byte of one chunk's pieces."""
 _TRIES: Final = 4  # when files go while they are read; beyond that somebody else removed them
 
 
@@ -180,7 +182,7 @@ def _chunk(cursor: Cursor, first: Piece, before_ns: int | None) -> Chunk:
             break
         if piece.lost or piece.start != end or (before_ns is not None and piece.time_ns > before_ns):
             break
-        if piece.end - offset > CHUNK_BYTES:
+        if piece.end - offset > CHUNK_BYTES or piece.time_ns - first.time_ns > CHUNK_NS:
             break
         try:
             parts.append(cursor.read(piece.end))
