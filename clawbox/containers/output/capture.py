@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from clawbox.containers.quarters import Quarters
     from clawbox.containers.record import Container
 
-DRAIN_SECONDS: Final = 10.0
+DRAIN_SECONDS: Final = 20.0
 """How long what a container left may take to be read and cleaned after it ended."""
 
 

@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-SLACK_NS: Final = 10_000_000_000
+SLACK_NS: Final = 1_000_000_000
 """How much earlier than the latest entry a log is read again: the entries of two streams are written by two
 threads of the engine, each after it took the time, so that the file is not quite in order."""
 
