@@ -25,16 +25,24 @@ from clawbox.audit import AuditLog, signed_heads
 from clawbox.auth import TokenTable, watch_tokens
 from clawbox.children import linux
 from clawbox.children.uids import server_uids
+from clawbox.containers.service import (
+    ContainerService,
+    ContainersUnavailableError,
+    container_service,
+    why_not,
+)
+from clawbox.containers.states import State
 from clawbox.egress.keeper.bootstrap import identity_folder, open_keys
 from clawbox.egress.setup import egress_setup, listening_at, sandbox_limits
 from clawbox.egress.supervisor import EgressSupervisor
 from clawbox.egress.vault import VaultError
 from clawbox.egress.wasm_doors import WasmDoors
 from clawbox.policy import ShapeAction, ToolCeiling
+from clawbox.rpc.containers import ContainersServicer
 from clawbox.rpc.drain import shutdown_on_signals
 from clawbox.rpc.sandbox import SandboxServicer
 from clawbox.rpc.server import RpcServer
-from clawbox.rpc.services import serve_sandbox, serve_system
+from clawbox.rpc.services import serve_containers, serve_sandbox, serve_system
 from clawbox.rpc.system import SystemServicer
 from clawbox.telemetry import Metrics, MetricsEndpoint, configure_logging
 from clawbox.wasm.catalog import Catalog
@@ -55,6 +63,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger("clawbox.app")
 
 _SERVED = ("clawbox.v1.Sandbox", "clawbox.v1.System")
+_CONTAINERS = "clawbox.v1.Containers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +97,7 @@ async def build_server(config: Config) -> AsyncIterator[RunningServer]:
     ceiling = tool_ceiling(config)
     async with contextlib.AsyncExitStack() as stack:
         uids = stack.enter_context(server_uids(config.children.uid_first, config.children.uid_count))
+        container_uids = uids.upper_half() if uids is not None and not why_not(config) else None
         audit = await stack.enter_async_context(
             AuditLog(
                 config.logging.audit_dir,
@@ -132,6 +142,9 @@ async def build_server(config: Config) -> AsyncIterator[RunningServer]:
         if egress.supervisor is not None:
             limits = sandbox_limits(config.egress, config.proxy)
             doors = await stack.enter_async_context(WasmDoors(egress.supervisor, limits, ceiling.on_shape))
+        containers = await stack.enter_async_context(
+            _containers(config, egress.supervisor, audit, metrics, container_uids)
+        )
         executor = Executor(
             catalog,
             pool,
@@ -155,7 +168,35 @@ async def build_server(config: Config) -> AsyncIterator[RunningServer]:
 
         rpc = await stack.enter_async_context(RpcServer(config.server, tokens, metrics, on_refusal=refused))
         serve_sandbox(rpc, SandboxServicer(executor, catalog, audit, ceiling))
-        serve_system(rpc, SystemServicer(pool, audit, rpc.executions, tokens, egress))
+        if containers.service is not None:
+            parts = containers.service
+            serve_containers(
+                rpc,
+                ContainersServicer(
+                    parts.manager,
+                    execs=parts.execs,
+                    output=parts.output,
+                    backend=parts.backend,
+                    files=parts.files,
+                    request_ids=parts.request_ids,
+                    ceiling=parts.manager.offer.ceiling,
+                    audit=audit,
+                    metrics=metrics,
+                    max_message_bytes=config.server.max_message_bytes,
+                ),
+            )
+        serve_system(
+            rpc,
+            SystemServicer(
+                pool,
+                audit,
+                rpc.executions,
+                tokens,
+                egress,
+                containers=None if containers.service is None else containers.service.manager,
+                no_containers=containers.problem,
+            ),
+        )
         await rpc.start()
         if egress.supervisor is not None:
             own = (config.server.host, rpc.port), (config.metrics.host, endpoint.port)
@@ -163,6 +204,10 @@ async def build_server(config: Config) -> AsyncIterator[RunningServer]:
         for service in _SERVED:
             rpc.health.set(service, serving=True)
         pool.watch_availability(functools.partial(rpc.health.set, _SERVED[0]))
+        if containers.service is not None:
+            containers.service.manager.monitor.watch_availability(
+                functools.partial(rpc.health.set, _CONTAINERS)
+            )
         log.info(
             "serving",
             version=__version__,
@@ -193,6 +238,48 @@ async def _egress(
         )
         await stack.enter_async_context(signed_heads(audit, supervisor))
         yield Egress(supervisor)
+
+
+@dataclass(frozen=True, slots=True)
+class Containers:
+    """Containers as a whole."""
+
+    service: ContainerService | None
+    problem: str = ""
+    """Why there are none."""
+
+
+@contextlib.asynccontextmanager
+async def _containers(
+    config: Config,
+    ways_out: EgressSupervisor | None,
+    audit: AuditLog,
+    metrics: Metrics,
+    uids: UidRange | None,
+) -> AsyncIterator[Containers]:
+    """Containers, where this server can serve them; else tools are served without."""
+    problem = why_not(config)
+    if not problem and ways_out is None:
+        problem = "containers need a way out, for their output is cleaned there; see egress"
+    async with contextlib.AsyncExitStack() as stack:
+        service = None
+        if not problem and ways_out is not None and uids is not None:
+            try:
+                service = await stack.enter_async_context(
+                    container_service(
+                        config, identity_folder(config), ways_out=ways_out, uids=uids, audit=audit
+                    )
+                )
+            except ContainersUnavailableError as error:
+                problem = str(error)
+                log.error("no containers", problem=problem)  # noqa: TRY400 - it says all
+        if service is not None:
+            manager = service.manager
+            metrics.watch_containers(
+                lambda: manager.status().active,
+                {state.value: functools.partial(manager.count, state) for state in State},
+            )
+        yield Containers(service, problem)
 
 
 def tool_ceiling(config: Config) -> ToolCeiling:

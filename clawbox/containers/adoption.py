@@ -215,7 +215,7 @@ class Adoption:
             status=Status(state=State.RUNNING, reason="its program runs"),
             command=facts.command[_GATE_ARGUMENTS:],
             engine_id=facts.engine_id,
-            runtime=facts.runtime or self._around.runtime,
+            runtime=facts.runtime,
             started_ms=facts.started_ms,
         )
         container = replace(container, expires_ms=expires_ms(container))

@@ -198,7 +198,7 @@ class Making:
         container = replace(
             container,
             status=after(container.status, Started()),
-            runtime=facts.runtime or around.runtime,
+            runtime=facts.runtime,
             egress=egress,
             egress_detail=detail,
             started_ms=started,

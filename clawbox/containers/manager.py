@@ -55,12 +55,13 @@ class ContainersStatus:
     """How it is with containers, for System.GetStatus."""
 
     engine: EngineFacts | None
-    """None: the engine does not answer."""
+    """What the engine says; None: it does not answer."""
     problem: str
     """Why it does not; empty where it does."""
     active: int
     finished: int
     runtime: str
+    """In force."""
 
 
 class ContainerManager:
@@ -130,8 +131,12 @@ class ContainerManager:
             problem=self.monitor.problem,
             active=active,
             finished=len(self._registry) - active,
-            runtime=self._around.runtime,
+            runtime=self._around.engine.runtime or self.monitor.default_runtime,
         )
+
+    def count(self, state: State) -> int:
+        """How many containers are in a state."""
+        return sum(container.status.state is state for container in self._registry)
 
     def active_of(self, owner: str) -> int:
         """How many active containers a principal has."""

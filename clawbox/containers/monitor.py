@@ -45,13 +45,19 @@ class Monitor:
         self._adoption = Adoption(around, lifecycle, audit)
         self._engine: EngineFacts | None = None
         self._problem = "it was not asked yet"
-        self._settled = asyncio.Event()
+        self._default_runtime = ""
+        self._looked = asyncio.Event()
         self._told: Callable[[bool], None] = lambda _: None
 
     @property
     def engine(self) -> EngineFacts | None:
         """What the engine is; None while it is away."""
         return self._engine
+
+    @property
+    def default_runtime(self) -> str:
+        """What the engine takes where it is asked for none; empty before it said so."""
+        return self._default_runtime
 
     @property
     def problem(self) -> str:
@@ -77,9 +83,11 @@ class Monitor:
             why=self._problem or "the container is being taken over",
         )
 
-    async def settled(self) -> None:
-        """Return once everything that an earlier server left was looked at."""
-        await self._settled.wait()
+    async def first_look(self, seconds: float) -> None:
+        """Return once everything that an earlier server left was looked at, or the engine is found away."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._looked.wait()
 
     async def restore(self, rows: ContainerRows) -> None:
         """Take what was kept. Raises STATE_UNAVAILABLE."""
@@ -115,9 +123,10 @@ class Monitor:
         # Whatever happens from here on is told, though it happens before anybody listens.
         since = time.time_ns()
         self._engine = await self._around.backend.about()
+        self._default_runtime = self._engine.default_runtime
         await self._compare()
         self._problem = ""
-        self._settled.set()
+        self._looked.set()
         self._told(True)  # noqa: FBT003 - the state is the value
         events = self._around.backend.events(since)
         async with contextlib.aclosing(events):
@@ -129,6 +138,7 @@ class Monitor:
             _log.warning("the engine is away: %s", why)
         self._engine = None
         self._problem = why
+        self._looked.set()
         self._told(False)  # noqa: FBT003
 
     async def _heard(self, event: EngineEvent) -> None:

@@ -50,8 +50,6 @@ class Surroundings:
     machine: str
     """As uname(2) names it."""
     engine: EngineTerms
-    runtime: str
-    """In force, where a container's own facts do not say."""
     limits: Limits
     """Of each sidecar."""
     on_shape: ShapeAction
