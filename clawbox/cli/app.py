@@ -12,7 +12,22 @@ from typing import Annotated
 import typer
 
 import clawbox
-from clawbox.cli import audit, config, creds, egress, init, system, token, tool, tools
+from clawbox.cli import (
+    audit,
+    config,
+    containers,
+    cp,
+    creds,
+    egress,
+    init,
+    logs,
+    spawn,
+    system,
+    token,
+    tool,
+    tools,
+)
+from clawbox.cli import exec as exec_command
 from clawbox.cli import run as run_commands
 from clawbox.cli import serve as serve_command
 from clawbox.cli.errors import ExitCode, describe
@@ -25,6 +40,7 @@ _HELP = (
     "else 127.0.0.1:9800.\n\n"
     "The token is in --token-file, else CLAWBOX_TOKEN, else CLAWBOX_AUTH_TOKEN, else the token file beside "
     "those settings, else ~/.clawbox/token. It is never an argument.\n\n"
+    "What runs in a container decides the exit code of exec, of wait, and of spawn with a command.\n\n"
     "What goes wrong is one line on stderr; CLAWBOX_DEBUG=1 adds where."
 )
 _EPILOG = "Exit codes:\n\n" + "\n\n".join(f"{code.value:>3}  {code.meaning}" for code in ExitCode)
@@ -46,6 +62,12 @@ def build_app() -> typer.Typer:
     serve_command.mount(app)
     system.mount(app)
     run_commands.mount(app)
+    spawn.mount(app)
+    containers.mount(app)
+    exec_command.mount(app)
+    logs.mount(app)
+    cp.mount(app)
+    app.add_typer(containers.listing, name="list")
     app.add_typer(tools.app, name="tools")
     app.add_typer(tool.app, name="tool")
     app.add_typer(token.app, name="token")

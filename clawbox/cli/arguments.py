@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,3 +72,39 @@ def _checked_text(text: str, what: str) -> str:
     except UnicodeEncodeError:
         raise CliError(f"{what} is not UTF-8") from None
     return text
+
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
+_MILLISECONDS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+
+
+def milliseconds(text: str, what: str) -> int:
+    """A duration such as ``90`` (seconds), ``500ms``, ``1.5h``. Raises CliError."""
+    match = _DURATION.fullmatch(text.strip())
+    if match is None or len(text) > 20:
+        raise CliError(f"{what}: {text!r} is no duration", hint="Say 30, 30s, 500ms, 5m, 2h or 1d")
+    return round(float(match[1]) * _MILLISECONDS[match[2] or "s"])
+
+
+def pairs(items: Sequence[str] | None, what: str) -> dict[str, str]:
+    """``NAME=VALUE`` of each. Raises CliError."""
+    values: dict[str, str] = {}
+    for item in items or ():
+        name, equals, value = item.partition("=")
+        if not equals or not name:
+            raise CliError(f"{what}: {item!r} is not NAME=VALUE")
+        values[_checked_text(name, what)] = _checked_text(value, what)
+    return values
+
+
+def environment(items: Sequence[str] | None, what: str) -> dict[str, str]:
+    """``NAME=VALUE`` of each; of a ``NAME`` alone, the value that it has here. Raises CliError."""
+    given: list[str] = []
+    for item in items or ():
+        if "=" in item:
+            given.append(item)
+        elif item in os.environ:
+            given.append(f"{item}={os.environ[item]}")
+        else:
+            raise CliError(f"{what}: {item} is not set here", hint="Say NAME=VALUE")
+    return pairs(given, what)

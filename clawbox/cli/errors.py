@@ -37,7 +37,7 @@ class ExitCode(enum.IntEnum):
 
 
 _MEANINGS = {
-    ExitCode.OK: "It was done; a tool or snippet ended well.",
+    ExitCode.OK: "It was done; a tool, snippet or command ended well.",
     ExitCode.FAILED: "The tool or snippet ran and failed, or a limit ended it; or what was checked is wrong.",
     ExitCode.USAGE: "The command line, a file that it names, the settings or the parameters are wrong.",
     ExitCode.AUTH: "There is no token, or the server does not know it.",
@@ -137,6 +137,7 @@ _CODES = {
 }
 
 _HINTS = {
+    "CONTAINER_NOT_FOUND": "`clawbox ps -a` shows what there is",
     "INVALID_FIELD": "",
     "INVALID_INPUT": "`clawbox tools get TOOL` shows what it accepts",
     "INVALID_MANIFEST": "docs/tools.md has every key of a manifest",

@@ -361,7 +361,9 @@ class FakeContainers(containers_pb2_grpc.ContainersServicer):
                     data = bytes(written[offsets[number] : offsets[number] + CHUNK])
                     chunk = sandbox_pb2.OutputChunk(data=data, offset=offsets[number])
                     offsets[number] += len(data)
-                    yield pb.ExecResponse(**{name: chunk})
+                    message = pb.ExecResponse()
+                    getattr(message, name).CopyFrom(chunk)
+                    yield message
             if ended is not None:
                 yield pb.ExecResponse(keepalive=pb.ExecKeepalive())
                 yield pb.ExecResponse(exited=ended)
@@ -444,7 +446,9 @@ class FakeContainers(containers_pb2_grpc.ContainersServicer):
                     if process.child.stdin is not None:
                         process.child.stdin.close()
                 case "resize":
-                    process.sizes.append((message.resize.rows, message.resize.columns))
+                    async with self.changed:
+                        process.sizes.append((message.resize.rows, message.resize.columns))
+                        self.changed.notify_all()
                     if process.terminal is not None:
                         _resize(process.terminal, message.resize)
                 case "signal":

@@ -6,6 +6,7 @@ import asyncio
 import io
 import os
 import stat
+from typing import Any
 
 import clawbox_client as cb
 import pytest
@@ -126,7 +127,7 @@ async def test_files_from_everywhere(caller, containers, tmp_path, form):
         "file": io.BytesIO(content),
         "pieces": iter([content[:5], content[5:]]),
     }[form]
-    told = []
+    told: list[int] = []
 
     written = await caller.call("write_file", FIRST, "/workspace/f", source, mode=0o600, progress=told.append)
 
@@ -272,7 +273,7 @@ async def test_another_client_attaches(caller, containers):
 async def test_a_broken_connection_loses_and_repeats_nothing(server, containers, kind):
     data = os.urandom(3 << 20)
     async with Relay(server.address) as relay:
-        client = (Client if kind == "aio" else SyncClient)(relay.address, token=TOKEN)
+        client: Any = (Client if kind == "aio" else SyncClient)(relay.address, token=TOKEN)
         process = Execution(client.exec(FIRST, ["cat"]))
         come, cuts = bytearray(), 0
 
@@ -302,7 +303,7 @@ async def test_a_broken_connection_loses_and_repeats_nothing(server, containers,
 @pytest.mark.parametrize("kind", ["aio", "blocking"])
 async def test_a_connection_that_does_not_come_back(server, containers, kind):
     async with Relay(server.address) as relay:
-        client = (Client if kind == "aio" else SyncClient)(relay.address, token=TOKEN)
+        client: Any = (Client if kind == "aio" else SyncClient)(relay.address, token=TOKEN)
         process = Execution(client.exec(FIRST, ["sleep", "100"], reconnect=0))
         await process.next()
         relay.cut()
