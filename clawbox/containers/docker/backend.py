@@ -17,7 +17,7 @@ from clawbox.containers.docker.connection import (
     unavailable,
 )
 from clawbox.containers.docker.frames import LogReader
-from clawbox.containers.docker.pulls import PullProgress
+from clawbox.containers.docker.pulls import PullProgress, failure
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
@@ -128,13 +128,16 @@ class DockerBackend:
             raise ValueError(f"{reference!r} has neither a tag nor a digest")
         progress = PullProgress()
         params = {"fromImage": reference}
-        async with self._connection.stream(
-            "POST", "images/create", params, seconds=QUIET_PULL_SECONDS
-        ) as stream:
-            async for line in stream.lines(_MAX_PROGRESS_BYTES, QUIET_PULL_SECONDS):
-                with translated():
-                    step = progress.step(json.loads(line))
-                yield step
+        try:
+            async with self._connection.stream(
+                "POST", "images/create", params, seconds=QUIET_PULL_SECONDS
+            ) as stream:
+                async for line in stream.lines(_MAX_PROGRESS_BYTES, QUIET_PULL_SECONDS):
+                    with translated():
+                        step = progress.step(json.loads(line))
+                    yield step
+        except EngineError as error:
+            raise failure(error.status, error.words) from error
 
     async def create(self, name: str, body: dict[str, Any]) -> str:
         """Make a container (``POST /containers/create``); returns its ``engine_id``.
@@ -247,7 +250,7 @@ class DockerBackend:
         """Start it, its streams attached; ``tty`` is what it was created with.
 
         The engine answers before it has started the process: when that fails its words come as output and
-        ``inspect_exec`` has an exit code without a pid. Raises ConflictError when it was started before.
+        ``inspect_exec`` has an exit code without a pid. The same goes for one that was started before.
         """
         async with answered(DO_SECONDS):
             api = await self._connection.api()

@@ -163,6 +163,7 @@ class EngineConnection:
 
     async def api(self) -> str:
         """The version of the API that is spoken: ``1.41``."""
+        self._open()
         if not self._api:
             await self.version()
         return self._api

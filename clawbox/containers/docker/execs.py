@@ -75,7 +75,8 @@ class ExecConnection:
         """Give it input; returns when there is room for more."""
         view = memoryview(data)
         for begin in range(0, len(view), _PIECE_BYTES):
-            if self._writer.is_closing():
+            # The engine ends the output when the process has ended, and only seconds later the input.
+            if self._writer.is_closing() or self._reader.at_eof():
                 raise _gone()
             try:
                 self._writer.write(view[begin : begin + _PIECE_BYTES])

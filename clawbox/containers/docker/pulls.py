@@ -39,7 +39,7 @@ class PullProgress:
         has no such image or does not say that it has.
         """
         if "error" in said or "errorDetail" in said:
-            raise _failure(said)
+            raise _said_failure(said)
         status = str(said.get("status", ""))
         name = str(said.get("id", ""))
         self._count(name, status, said.get("progressDetail") or {})
@@ -63,11 +63,16 @@ class PullProgress:
             self._layers[name].received = self._layers[name].total
 
 
-def _failure(said: Mapping[str, Any]) -> EngineError:
+def failure(status: int, words: str) -> EngineError:
+    """The error for a pull that failed. Some engines call an image that is missing an error of their own."""
+    if status == 404 or _NOT_THERE.search(words):
+        return NotThereError(404, words)
+    return EngineError(status, words)
+
+
+def _said_failure(said: Mapping[str, Any]) -> EngineError:
     detail = said.get("errorDetail")
     detail = detail if isinstance(detail, dict) else {}
     words = str(detail.get("message") or said.get("error") or "the pull failed")
     code = detail.get("code")
-    if code == 404 or _NOT_THERE.search(words):
-        return NotThereError(404, words)
-    return EngineError(code if isinstance(code, int) and code >= 400 else 500, words)
+    return failure(code if isinstance(code, int) and code >= 400 else 500, words)
