@@ -1,7 +1,8 @@
 # Everything that a developer or a newcomer runs. `make help` lists it.
 #
 # Needs Linux, Python >= 3.11, make and git; no compiler. Everything is installed into .venv, exactly as
-# constraints.txt says. Outside this folder only the compile cache is written: ${XDG_CACHE_HOME:-~/.cache}/clawbox.
+# constraints.txt says. Outside this folder only a cache is written: ${XDG_CACHE_HOME:-~/.cache}/clawbox. As root on
+# Debian or Ubuntu, `make test` installs packages that it needs and that are missing (test-machine says which).
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -23,6 +24,9 @@ export ZIG_GLOBAL_CACHE_DIR := $(CURDIR)/$(VENV)/cache/zig
 export ZIG_LOCAL_CACHE_DIR := $(CURDIR)/$(VENV)/cache/zig
 export npm_config_cache := $(CURDIR)/$(VENV)/cache/npm
 export npm_config_update_notifier := false
+
+# gVisor's runtime for containers, the version that was tried (docs/images.md).
+RUNSC := gvisor.dev/gvisor/runsc@v0.0.0-20260905035102-160fafc42237
 
 # A stamp of its own for each cache folder, and none when that folder has gone: another HOME warms its own.
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/clawbox
@@ -76,6 +80,39 @@ $(WARM): $(VENV)/stamps/interpreters $(wildcard clawbox/wasm/engine.py clawbox/w
 	@$(BIN)/python -m clawbox.wasm.compiler --builtin
 	@touch $@
 
+# What tests need of a machine beside .venv, each only where it is missing. Nothing fails here: a test names what
+# it misses, and fails in CI. Nothing that is installed is removed or replaced.
+.PHONY: test-machine
+test-machine: $(VENV)/stamps/dev
+	@missing=; \
+	PATH="$$PATH:/usr/sbin"; \
+	command -v dockerd >/dev/null || missing+=' docker.io'; \
+	[ -e /bin/busybox ] && ! ldd /bin/busybox &>/dev/null || missing+=' busybox-static'; \
+	command -v debootstrap >/dev/null || missing+=' debootstrap'; \
+	if [ -z "$$missing" ]; then :; \
+	elif [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then echo "• tests of containers need:$$missing"; \
+	else \
+	  echo "• installing for the tests of containers:$$missing"; \
+	  install() { DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-remove --no-install-recommends "$$1"; }; \
+	  for package in $$missing; do \
+	    { install $$package || { apt-get update -qq && install $$package; }; } &>$(VENV)/apt.log \
+	      || { echo "  $$package cannot be installed:"; tail -n 3 $(VENV)/apt.log; } >&2; \
+	  done; \
+	fi
+	@$(MAKE) --silent --keep-going --jobs=2 agent-base-archive $$(command -v go >/dev/null && echo runsc) || true
+
+.PHONY: agent-base-archive
+agent-base-archive: $(VENV)/stamps/installed
+	@$(BIN)/python -m tools.agent_base --archive --keep
+
+$(BIN)/runsc: | $(VENV)/stamps/installed
+	@command -v go >/dev/null || { echo "runsc is built with Go, and there is none here" >&2; exit 1; }
+	@echo "• building gVisor's runsc (a minute or two, once)"
+	@box=$$(mktemp -d -p $(VENV)); trap 'rm -rf "$$box"' EXIT; \
+	CGO_ENABLED=0 GOFLAGS=-modcacherw GOPATH="$(CURDIR)/$$box/go" GOCACHE="$(CURDIR)/$$box/cache" GOBIN="$(CURDIR)/$$box" \
+	  go install $(RUNSC) 2>"$$box/log" || { tail -n 5 "$$box/log" >&2; exit 1; }; \
+	mv "$$box/runsc" $@
+
 ##### Use
 
 .PHONY: demo
@@ -90,6 +127,14 @@ serve: setup  ## Run a server in the foreground; the first time, make its settin
 	@echo "• serving; in another shell: $(BIN)/clawbox py 'print(6 * 7)'"
 	@$(BIN)/clawbox serve
 
+.PHONY: agent-base
+agent-base: $(VENV)/stamps/installed  ## Build the image clawbox/agent-base anew, for the Docker engine here
+	@echo "• building clawbox/agent-base (a minute)"
+	@$(BIN)/python -m tools.agent_base
+
+.PHONY: runsc
+runsc: $(BIN)/runsc  ## Build gVisor's runtime into .venv/bin, with Go
+
 .PHONY: bench
 bench: setup  ## Measure, and print medians beside their targets
 	@$(BIN)/python -m benchmarks
@@ -97,7 +142,7 @@ bench: setup  ## Measure, and print medians beside their targets
 ##### Development
 
 .PHONY: test
-test: setup $(VENV)/stamps/dev  ## Run all tests (ARGS="-k name" for some)
+test: setup $(VENV)/stamps/dev test-machine  ## Run all tests (ARGS="-k name" for some)
 	@box=$$(mktemp -d); trap 'chmod -R u+rwX "$$box"; rm -rf "$$box"' EXIT; \
 	$(BIN)/python -m pytest --basetemp="$$box/t" $(ARGS)
 

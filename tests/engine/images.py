@@ -23,12 +23,12 @@ PREFIX = "clawbox-test"
 
 # fmt: off
 SHELL_COMMANDS = (
-    "sh", "ash", "awk", "cat", "chmod", "chown", "cp", "cut", "date", "dd", "df", "dmesg", "du", "echo",
-    "env", "false", "find", "free", "grep", "head", "hostname", "id", "ip", "kill", "ln", "ls", "mkdir",
-    "mkfifo", "mknod", "mount", "mv", "nc", "nohup", "nproc", "od", "printf", "ps", "pwd", "readlink", "realpath",
-    "rm", "rmdir", "sed", "seq", "setsid", "sha256sum", "sleep", "sort", "stat", "stty", "sync", "tail", "tar",
-    "tee", "telnet", "test", "timeout", "touch", "tr", "true", "tty", "umount", "uname", "unshare", "vi",
-    "wc", "wget", "which", "whoami", "xargs", "yes",
+    "ash", "awk", "cat", "chmod", "chown", "cp", "cut", "date", "dd", "df", "dmesg", "du", "echo", "env",
+    "false", "find", "free", "grep", "head", "hostname", "id", "ip", "kill", "ln", "ls", "mkdir",
+    "mkfifo", "mknod", "mount", "mv", "nc", "nohup", "nproc", "od", "printf", "ps", "pwd", "readlink",
+    "realpath", "rm", "rmdir", "sed", "seq", "setsid", "sh", "sha256sum", "sleep", "sort", "stat", "stty",
+    "sync", "tail", "tar", "tee", "telnet", "test", "timeout", "touch", "tr", "true", "tty", "umount",
+    "uname", "unshare", "vi", "wc", "wget", "which", "whoami", "xargs", "yes",
 )
 # fmt: on
 SHELL_LESS_COMMANDS = ("cat", "echo", "false", "id", "nc", "sleep", "true", "wget")
