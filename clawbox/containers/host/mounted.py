@@ -21,8 +21,10 @@ _RESOLVE_NO_MAGICLINKS: Final = 0x02
 _RESOLVE_IN_ROOT: Final = 0x10
 _MOUNT_ID: Final = re.compile(r"^mnt_id:\s+([0-9]+)$", re.MULTILINE)
 _ESCAPE: Final = re.compile(r"\\([0-7]{3})")
-_KERNELS: Final = frozenset({"proc", "sysfs", "tmpfs", "devtmpfs", "devpts", "mqueue", "cgroup", "cgroup2"})
-"""Kinds of file systems that hold nothing of the host's disks."""
+_OWN: Final = frozenset({"proc", "sysfs", "tmpfs", "devpts", "mqueue"})
+"""Kinds of file systems of which a container has new ones."""
+_SHARED: Final = frozenset({"cgroup", "cgroup2"})
+"""Those of which it sees its own part of the host's."""
 _ENGINES: Final = frozenset({"/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/sbin/docker-init"})
 """Where an engine mounts files of its own."""
 
@@ -32,6 +34,7 @@ class _MountPoint:
     """A line of mountinfo (proc(5))."""
 
     mount_id: int
+    device: str
     target: str
     kind: str
     shared: bool
@@ -80,10 +83,11 @@ class OpenedMounts:
         """What is mounted otherwise than said, as the process ``pid`` sees it; nothing: all is as it must be.
 
         A root that can be written, a target with another file than was opened, or writable against what was
-        said, one that shares mounts with the host, and any mount from the host's disks that is not among
-        these. Blocking. Raises OSError, as when the process is gone.
+        said, one that shares mounts with the host, and any other mount of something that the host has, too.
+        Blocking. Raises OSError, as when the process is gone.
         """
         points = _mount_points(pid)
+        hosts = {point.device for point in _mount_points("self").values()}
         ours = set()
         root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -113,7 +117,8 @@ class OpenedMounts:
             os.close(root)
         for point in points.values():
             known = point.mount_id in ours or point.target in _ENGINES or point.target == "/"
-            if not known and point.kind not in _KERNELS:
+            new = point.kind in _OWN and point.device not in hosts
+            if not (known or new or point.kind in _SHARED):
                 yield f"{point.target} is mounted too"
 
 
@@ -133,7 +138,7 @@ def _mount_id(descriptor: int) -> int:
     return int(found[1]) if found else -1
 
 
-def _mount_points(pid: int) -> dict[int, _MountPoint]:
+def _mount_points(pid: int | str) -> dict[int, _MountPoint]:
     points = {}
     with (PROC / f"{pid}/mountinfo").open(encoding="utf-8", errors="surrogateescape") as file:
         for line in file:
@@ -141,6 +146,8 @@ def _mount_points(pid: int) -> dict[int, _MountPoint]:
             end = fields.index("-")
             target = _ESCAPE.sub(lambda found: chr(int(found[1], 8)), fields[4])
             with suppress(ValueError):
-                point = _MountPoint(int(fields[0]), target, fields[end + 1], shared=bool(fields[6:end]))
+                point = _MountPoint(
+                    int(fields[0]), fields[2], target, fields[end + 1], shared=bool(fields[6:end])
+                )
                 points[point.mount_id] = point
     return points
