@@ -14,7 +14,7 @@ from clawbox.containers.docker import DockerBackend
 from clawbox.containers.execs import ExecCall, Execs, ExecTimes, Exited, Output, RunCall
 from clawbox.containers.host.cgroups import Cgroup
 from clawbox.containers.host.folders import StateFolder
-from clawbox.containers.host.processes import open_process
+from clawbox.containers.host.processes import has_ended, open_process
 from clawbox.containers.host.workspaces import Workspace
 from clawbox.containers.labels import Identity
 from clawbox.containers.narrowing import ContainerGrant, ContainerLimits, Isolation
@@ -30,6 +30,13 @@ TAKEN = range(913_000, 913_100)
 ALICE = Principal("alice", frozenset({"containers:write"}))
 BOB = Principal("bob", frozenset({"containers:write"}))
 ADMIN = Principal("root", frozenset({"*"}))
+
+
+async def until(condition):
+    """Wait until something is so."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - what other processes do
+            await asyncio.sleep(0.005)
 
 
 class Inside:
@@ -58,16 +65,12 @@ class Inside:
 
     async def nothing_inside(self):
         """Wait until only the container's own program is there, and nothing of an exec."""
-        async with asyncio.timeout(15):
-            while len(self.pids()) > 2 or self.children() or self.fifos():
-                await asyncio.sleep(0.01)
+        await until(lambda: len(self.pids()) <= 2 and not self.children() and not self.fifos())
 
     async def end(self):
         """The container's program ends; its companion is told as the manager does it."""
         await self.backend.signal(self.quarters.engine_id, "SIGKILL")
-        async with asyncio.timeout(15):
-            while (await self.backend.inspect(self.quarters.engine_id)).runs:
-                await asyncio.sleep(0.01)
+        await until(lambda: has_ended(self.quarters.pidfd))
         self.quarters.ended.set()
         await self.execs.ended(self.container, self.quarters)
 
@@ -186,6 +189,11 @@ class Reader:
     @property
     def output(self):
         return b"".join(event.data for event in self.events if isinstance(event, Output))
+
+    def written(self, stream):
+        return b"".join(
+            event.data for event in self.events if isinstance(event, Output) and event.stream is stream
+        )
 
     @property
     def exited(self):

@@ -1,19 +1,21 @@
 """Processes run to their end inside a container."""
 
 import asyncio
-import os
+from pathlib import Path
 
 import pytest
 
 from clawbox.containers.backend import Stream
 from clawbox.containers.execs import Cut
 from clawbox.errors import ClawboxError, Reason
+from tests.integration.containers.execs.conftest import until
 
 
 async def test_what_it_wrote_and_how_it_exited(inside):
     ended = await inside.run("sh", "-c", "echo out; echo err >&2; exit 7")
     assert (ended.stdout, ended.stderr, ended.ended.exit_code) == (b"out\n", b"err\n", 7)
-    assert not (ended.ended.timed_out or ended.ended.lost or ended.ended.reason or ended.truncations)
+    assert (ended.ended.timed_out, ended.ended.lost, ended.ended.reason) == (False, False, "")
+    assert ended.truncations == ()
     await inside.nothing_inside()
 
 
@@ -134,9 +136,7 @@ async def test_in_a_container_that_is_paused_behind_our_back(inside):
 async def test_a_container_that_ends_meanwhile_takes_it_along(inside):
     running = asyncio.ensure_future(inside.run("sh", "-c", "echo x > /workspace/there; sleep 1000"))
     there = inside.quarters.workspace.path / "there"
-    async with asyncio.timeout(15):
-        while not there.exists():
-            await asyncio.sleep(0.01)
+    await until(there.exists)
     await inside.end()
     ended = (await running).ended
     assert ended.lost
@@ -152,7 +152,11 @@ async def test_its_own_end_is_told_as_its_own(inside):
 
 async def test_no_descriptor_stays_open(inside):
     await inside.run("true")
-    before = len(os.listdir("/proc/self/fd"))
+    before = _descriptors()
     for _ in range(5):
         await inside.run("true")
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert _descriptors() == before
+
+
+def _descriptors():
+    return len(list(Path("/proc/self/fd").iterdir()))
