@@ -48,9 +48,11 @@ CODE_SECONDS: Final = 5.0
 KILL_SECONDS: Final = 5.0
 _FIRST_PAUSE: Final = 0.001
 _LONGEST_PAUSE: Final = 0.05
-_EARLY_PAUSE: Final = 0.004
+_EARLY_PAUSE: Final = 0.002
 _EARLY_SECONDS: Final = 0.5
 """A process is mostly there after 50 ms: until then it is asked for at short intervals."""
+_ASK_SECONDS: Final = 0.1
+"""How often the engine is asked about a process of which no gate has come."""
 _MAX_WORDS: Final = 4096
 _EXITING: Final = 0x4
 """PF_EXITING of Linux, in field 9 of ``/proc/PID/stat``."""
@@ -142,7 +144,13 @@ class InsideProcess:
 
     async def _known(self) -> ExecFacts:
         """What the engine says once it has started the process, or failed to."""
+        ask = time.monotonic() + _ASK_SECONDS
         async for _ in _moments(START_SECONDS):
+            # A gate at its FIFO costs less to see than an answer, of which most would be "not yet".
+            arrived = self._fifo is not None and self._fifo.waiting
+            if not arrived and time.monotonic() < ask:
+                continue
+            ask = time.monotonic() + _ASK_SECONDS
             facts = await self._backend.inspect_exec(self.exec_id)
             if facts.pid or facts.exit_code is not None:
                 return facts
