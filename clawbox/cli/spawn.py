@@ -5,7 +5,7 @@ import shlex
 import sys
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,7 +19,7 @@ from clawbox.cli.options import JsonOption
 from clawbox.cli.output import escape, print_error, print_json, write
 
 if TYPE_CHECKING:
-    from clawbox_client import Container, SpawnOptions, SyncClient
+    from clawbox_client import Container, LogEvent, SpawnOptions, SyncClient
 
 _LIMITS = "Limits"
 _REACH = "What it may reach"
@@ -180,18 +180,27 @@ def _follow(client: "SyncClient", made: "Container", *, remove: bool, json: bool
     else:
         print_error(escape(made.container_id, keep=""))
     interrupted = False
+    shown = {"stdout": 0, "stderr": 0}
+
+    def show(events: "Iterable[LogEvent]") -> None:
+        for event in events:
+            if isinstance(event, Gap):
+                printer.gap(event)
+                shown[event.stream] = event.offset + event.length
+            else:
+                printer.feed(event.stream, event.data, event.offset, event.time)
+                shown[event.stream] = event.offset + len(event.data)
+
     try:
         try:
-            for event in follow(client, made.container_id, follow=True):
-                if isinstance(event, Gap):
-                    printer.gap(event)
-                else:
-                    printer.feed(event.stream, event.data, event.offset, event.time)
-            printer.finish()
+            show(follow(client, made.container_id, follow=True))
             ended = client.wait_container(made.container_id)
         except KeyboardInterrupt:
             interrupted = True
             ended = _stop(client, made.container_id)
+            # What it wrote on its way out.
+            show(client.logs(made.container_id, offsets=(shown["stdout"], shown["stderr"])))
+        printer.finish()
         if json:
             printer.event("ended", container=ended)
         else:

@@ -155,6 +155,7 @@ class FakeContainers(containers_pb2_grpc.ContainersServicer):
         await self._begin("Stop", request, context)
         one = await self._find(request, context)
         one.state, one.exit_code, one.state_reason = pb.CONTAINER_STATE_STOPPED, 143, "stopped"
+        self.log(one.container_id, "stdout", b"last words\n")
         async with self.changed:
             self.changed.notify_all()
         return one

@@ -125,7 +125,7 @@ async def test_ctrl_c_stops_what_is_followed(server):
     process.send_signal(signal.SIGINT)
     ended = await finish(process)
 
-    assert ended.code == 130
+    assert (ended.code, ended.out) == (130, "last words\n")
     assert "clawbox: STOPPED: stopped" in ended.err
     assert server.containers.all[FIRST].state == pb.CONTAINER_STATE_STOPPED
 
@@ -384,6 +384,15 @@ async def test_a_terminal_inside_has_this_ones_size_and_keys(containers, termina
     assert await terminal.ended() == 6
     assert terminal.restored
     assert process.signals == []
+
+
+async def test_a_spawn_on_a_terminal_shows_what_is_pulled_and_then_the_output(containers, terminal):
+    containers.spawned_logs = [("stdout", b"the page\n")]
+    await terminal.start("spawn", "--", "curl", "x")
+
+    assert await terminal.ended() == 0
+    await terminal.until(b"the page")
+    assert terminal.restored
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
