@@ -132,7 +132,7 @@ class ContainerFiles:
 
     async def _open_workspace(self, container: Container, quarters: Quarters) -> int:
         try:
-            return await _held(lambda: os.open(quarters.workspace.path, _OPEN))
+            return await _held(quarters.workspace.open)
         except FileNotFoundError:
             raise _gone(container, WORKSPACE) from None
 

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from clawbox.config import ImageTemplate
     from clawbox.containers.record import Container
 
-MAX_TASK: Final = 1024
-"""Characters."""
 MAX_STATES: Final = 64
 MAX_GRACE_MS: Final = 600_000
 PART_CONTAINERS: Final = 100
@@ -58,16 +56,11 @@ def container_id(text: str, *, field: str = "container_id") -> str:
 
 
 def spawn_call(request: containers_pb2.SpawnRequest, request_id: str, *, any_host: bool) -> SpawnCall:
-    """What a Spawn asks for. Raises INVALID_FIELD for what no server could accept, whatever its settings."""
-    _check_task(request.task)
+    """What a Spawn asks for. Raises INVALID_FIELD for what cannot even be said to the domain."""
     source = request.WhichOneof("source")
     for name in ("image", "template"):
         if source == name and not getattr(request, name):
             raise invalid_field(name, "is empty; leave it out for the default", "required")
-    if request.hold and request.command:
-        raise invalid_field("hold", "excludes a command", "conflict")
-    labels = dict(request.labels)
-    check_labels(labels)
     return SpawnCall(
         task=request.task,
         request_id=request_id,
@@ -78,15 +71,8 @@ def spawn_call(request: containers_pb2.SpawnRequest, request_id: str, *, any_hos
         requested=container_request(request, any_host=any_host),
         env=dict(request.env),
         workspace=_workspace_call(request.workspace),
-        labels=labels,
+        labels=dict(request.labels),
     )
-
-
-def _check_task(task: str) -> None:
-    if not task.strip():
-        raise invalid_field("task", "must be set", "required")
-    if len(task) > MAX_TASK:
-        raise invalid_field("task", f"has more than {MAX_TASK} characters", "max_length")
 
 
 def _workspace_call(spec: containers_pb2.WorkspaceSpec) -> WorkspaceCall:

@@ -1,0 +1,72 @@
+"""What is said of the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from clawbox.containers.backend import EngineFacts
+from clawbox.containers.status import enforcements, engine_detail, runc_warning
+
+
+@dataclass
+class Status:
+    engine: EngineFacts | None
+    problem: str = ""
+    runtime: str = "runc"
+
+
+def facts(runc="1.3.3", security=("seccomp",)):
+    return EngineFacts(
+        version="20.10.24",
+        api_version="1.41",
+        runtimes=("runc",),
+        default_runtime="runc",
+        runc_version=runc,
+        security=security,
+    )
+
+
+@pytest.mark.parametrize(
+    ("version", "named"),
+    [
+        ("1.1.5+ds1-1", ["CVE-2024-21626", "CVE-2025-31133"]),
+        ("1.1.12", ["CVE-2025-31133"]),
+        ("1.2.7", ["CVE-2025-31133"]),
+        ("1.2.8", []),
+        ("1.3.0", ["CVE-2025-31133"]),
+        ("1.3.2", ["CVE-2025-31133"]),
+        ("1.3.3", []),
+        ("1.4.0", []),
+        ("v2.0.0", []),
+        ("", []),
+        ("unknown", []),
+    ],
+)
+def test_a_runc_without_known_corrections_is_named_as_it_reports_itself(version, named) -> None:
+    warning = runc_warning(facts(version), "runc")
+    assert [flaw for flaw in ("CVE-2024-21626", "CVE-2025-31133") if flaw in warning] == named
+    assert bool(named) == (f"reports {version}" in warning)
+
+
+def test_what_is_known_of_runc_is_nothing_against_another_runtime() -> None:
+    assert runc_warning(facts("1.0.0"), "runsc") == ""
+
+
+def test_the_engine_is_described_in_one_sentence() -> None:
+    assert engine_detail(Status(facts())) == "engine 20.10.24, runc, cgroup v1"
+    assert engine_detail(Status(None, "it does not answer: refused")) == "it does not answer: refused"
+
+
+def test_what_this_machine_cannot_give_is_said() -> None:
+    missing = {one.name for one in enforcements(Status(facts())) if not one.in_force}
+    assert missing == {
+        "container_apparmor",
+        "container_user_namespace",
+        "container_own_kernel",
+        "container_workspace_quota",
+    }
+    better = Status(facts(security=("seccomp", "apparmor", "userns")), runtime="runsc")
+    assert {one.name for one in enforcements(better) if not one.in_force} == {"container_workspace_quota"}
+    assert enforcements(Status(None)) == ()
