@@ -49,6 +49,10 @@ async def test_the_originals_names_are_kept_and_ours_are_there(endpoint) -> None
     metrics.token_refused("TOKEN_INVALID")
     metrics.execution_queued(0.25)
     metrics.rpc_observer("/a/B")("OK", 0.1)
+    metrics.container_spawned(0.3)
+    metrics.container_killed()
+    metrics.exec_ended("RunCommand", 250)
+    metrics.watch_containers(lambda: 4, {"running": lambda: 3, "paused": lambda: 1})
     head, body = await _get(port, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 OK")
     samples = {
@@ -57,6 +61,12 @@ async def test_the_originals_names_are_kept_and_ours_are_there(endpoint) -> None
         for sample in family.samples
     }
     expected = {
+        ("clawbox_containers_total", "spawned"): 1,
+        ("clawbox_containers_total", "killed"): 1,
+        ("clawbox_containers_active",): 4,
+        ("clawbox_containers_kept", "running"): 3,
+        ("clawbox_container_spawn_duration_seconds_sum",): 0.3,
+        ("clawbox_container_exec_duration_seconds_sum", "RunCommand"): 0.25,
         ("clawbox_wasm_executions_total", "echo", "ok"): 1,
         ("clawbox_wasm_executions_total", "echo", "error"): 1,
         ("clawbox_wasm_outcomes_total", "echo", "timeout"): 1,
