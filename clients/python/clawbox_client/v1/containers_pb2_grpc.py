@@ -201,7 +201,7 @@ class ContainersServicer:
 
     def Wait(self, request, context):
         """Waits until a container's program has ended, for as long as the call's deadline allows, and returns the
-        container. Scope: `containers:read`.
+        container. A server that stops ends the call with UNAVAILABLE (SHUTTING_DOWN). Scope: `containers:read`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -254,7 +254,8 @@ class ContainersServicer:
         """Runs a process inside a RUNNING container, with its input and output streamed. Scope: `containers:write`.
 
         The first message is `start` or `attach`, and only the first. The first reply is `started`, the last is
-        `exited`. When the stream breaks off, the process is killed with all its descendants after 30 seconds in
+        `exited`. A caller that ends its own side sends nothing more; stdin stays open until `close_stdin`. When
+        the stream breaks off, the process is killed with all its descendants after 30 seconds in
         which nobody attached, or goes on if `start.keep_running` says so. The call's deadline ends the stream;
         `start.timeout_ms` ends the process.
         """

@@ -62,7 +62,7 @@ class ContainersStub:
     """
     Wait: _grpc.UnaryUnaryMultiCallable[_containers_pb2.ContainersWaitRequest, _containers_pb2.Container]
     """Waits until a container's program has ended, for as long as the call's deadline allows, and returns the
-    container. Scope: `containers:read`.
+    container. A server that stops ends the call with UNAVAILABLE (SHUTTING_DOWN). Scope: `containers:read`.
     """
     Stop: _grpc.UnaryUnaryMultiCallable[_containers_pb2.ContainersStopRequest, _containers_pb2.Container]
     """Ends a container's program: SIGTERM (or the image's stop signal), SIGKILL after a grace period. Returns
@@ -91,7 +91,8 @@ class ContainersStub:
     """Runs a process inside a RUNNING container, with its input and output streamed. Scope: `containers:write`.
 
     The first message is `start` or `attach`, and only the first. The first reply is `started`, the last is
-    `exited`. When the stream breaks off, the process is killed with all its descendants after 30 seconds in
+    `exited`. A caller that ends its own side sends nothing more; stdin stays open until `close_stdin`. When
+    the stream breaks off, the process is killed with all its descendants after 30 seconds in
     which nobody attached, or goes on if `start.keep_running` says so. The call's deadline ends the stream;
     `start.timeout_ms` ends the process.
     """
@@ -162,7 +163,7 @@ class ContainersAsyncStub(ContainersStub):
     """
     Wait: _aio.UnaryUnaryMultiCallable[_containers_pb2.ContainersWaitRequest, _containers_pb2.Container]  # type: ignore[assignment]
     """Waits until a container's program has ended, for as long as the call's deadline allows, and returns the
-    container. Scope: `containers:read`.
+    container. A server that stops ends the call with UNAVAILABLE (SHUTTING_DOWN). Scope: `containers:read`.
     """
     Stop: _aio.UnaryUnaryMultiCallable[_containers_pb2.ContainersStopRequest, _containers_pb2.Container]  # type: ignore[assignment]
     """Ends a container's program: SIGTERM (or the image's stop signal), SIGKILL after a grace period. Returns
@@ -191,7 +192,8 @@ class ContainersAsyncStub(ContainersStub):
     """Runs a process inside a RUNNING container, with its input and output streamed. Scope: `containers:write`.
 
     The first message is `start` or `attach`, and only the first. The first reply is `started`, the last is
-    `exited`. When the stream breaks off, the process is killed with all its descendants after 30 seconds in
+    `exited`. A caller that ends its own side sends nothing more; stdin stays open until `close_stdin`. When
+    the stream breaks off, the process is killed with all its descendants after 30 seconds in
     which nobody attached, or goes on if `start.keep_running` says so. The call's deadline ends the stream;
     `start.timeout_ms` ends the process.
     """
@@ -289,7 +291,7 @@ class ContainersServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_containers_pb2.Container, _abc.Awaitable[_containers_pb2.Container]]:
         """Waits until a container's program has ended, for as long as the call's deadline allows, and returns the
-        container. Scope: `containers:read`.
+        container. A server that stops ends the call with UNAVAILABLE (SHUTTING_DOWN). Scope: `containers:read`.
         """
 
     @_abc_1.abstractmethod
@@ -354,7 +356,8 @@ class ContainersServicer(metaclass=_abc_1.ABCMeta):
         """Runs a process inside a RUNNING container, with its input and output streamed. Scope: `containers:write`.
 
         The first message is `start` or `attach`, and only the first. The first reply is `started`, the last is
-        `exited`. When the stream breaks off, the process is killed with all its descendants after 30 seconds in
+        `exited`. A caller that ends its own side sends nothing more; stdin stays open until `close_stdin`. When
+        the stream breaks off, the process is killed with all its descendants after 30 seconds in
         which nobody attached, or goes on if `start.keep_running` says so. The call's deadline ends the stream;
         `start.timeout_ms` ends the process.
         """
