@@ -208,6 +208,8 @@ async def build_server(config: Config) -> AsyncIterator[RunningServer]:
             containers.service.manager.monitor.watch_availability(
                 functools.partial(rpc.health.set, _CONTAINERS)
             )
+        if containers.service is None:
+            log.warning("no containers", problem=containers.problem)
         log.info(
             "serving",
             version=__version__,
@@ -272,7 +274,6 @@ async def _containers(
                 )
             except ContainersUnavailableError as error:
                 problem = str(error)
-                log.error("no containers", problem=problem)  # noqa: TRY400 - it says all
         if service is not None:
             manager = service.manager
             metrics.watch_containers(
