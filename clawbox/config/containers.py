@@ -71,6 +71,8 @@ class ContainersSettings(Settings):
     """Output of stdout and stderr each that RunCommand and Kill return where nobody says, in bytes."""
     max_output_bytes: Bytes = 4_194_304
     """Most output that a request may ask for, in bytes."""
+    redact_shapes: Flag = True
+    """Replace what looks like a credential in the output of containers; known secrets always are."""
     direct_network: Text = "bridge"
     """The engine's network that containers with ``container_direct`` join."""
 

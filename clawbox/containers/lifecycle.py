@@ -34,6 +34,7 @@ from clawbox.errors import ClawboxError, Reason
 
 if TYPE_CHECKING:
     from clawbox.containers.backend import ContainerFacts
+    from clawbox.containers.labels import Identity
     from clawbox.containers.states import Event, Status
     from clawbox.containers.terms import Surroundings
 
@@ -278,10 +279,23 @@ class Lifecycle:
                 await companion.forgotten(entry.container_id)
             except Exception:  # noqa: BLE001 - the others are told all the same
                 _log.exception("container %s is forgotten, and not all of it", entry.container_id)
-        goes = container.identity.workspace_goes if delete_workspace is None else delete_workspace
-        if goes and container.identity.workspace_id:
-            workspaces = self._around.workspaces
-            await workspaces.delete(container.owner, container.identity.workspace_id)
+        await self._settle_workspace(container.identity, delete=delete_workspace)
+
+    async def _settle_workspace(self, identity: Identity, *, delete: bool | None) -> None:
+        """Delete a workspace that goes with its container, or keep one that is to stay."""
+        workspaces, workspace_id = self._around.workspaces, identity.workspace_id
+        if not workspace_id:
+            return
+        try:
+            if identity.workspace_goes if delete is None else delete:
+                await workspaces.delete(identity.owner, workspace_id)
+            elif delete is False:
+                await workspaces.keep(identity.owner, workspace_id)
+        except ClawboxError as error:
+            # Another container has it by now, and then it is that one's to settle.
+            _log.info("the workspace of container %s stays: %s", identity.container_id, error)
+        except OSError:
+            _log.exception("the workspace of container %s is left", identity.container_id)
 
     def _set_timer(self, entry: Entry, container: Container) -> None:
         """Have the next thing done that time brings."""

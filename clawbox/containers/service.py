@@ -109,9 +109,11 @@ async def container_service(
             await stack.enter_async_context(workspaces)
         except (MountError, OSError, ClawboxError) as error:
             raise ContainersUnavailableError(str(error)) from error
-        output = await stack.enter_async_context(OutputCapture(backend, folder / "output", shapes=True))
+        output = await stack.enter_async_context(
+            OutputCapture(backend, folder / "output", shapes=settings.redact_shapes)
+        )
         execs = await stack.enter_async_context(
-            Execs(backend, taken=range(config.children.uid_first, _end(config)), shapes=True)
+            Execs(backend, taken=_uids(config), shapes=settings.redact_shapes)
         )
         launcher = await stack.enter_async_context(Launcher({KIND: KIND_OBJECT}, None))
         around = Surroundings(
@@ -162,5 +164,7 @@ async def _installation(cache: Path, ways_out: WaysOut) -> str:
     return found
 
 
-def _end(config: Config) -> int:
-    return config.children.uid_first + config.children.uid_count
+def _uids(config: Config) -> range:
+    """Every uid that a sandbox may get."""
+    first = config.children.uid_first
+    return range(first, first + config.children.uid_count)
