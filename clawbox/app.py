@@ -195,6 +195,7 @@ async def build_server(config: Config) -> AsyncIterator[RunningServer]:
                 egress,
                 containers=None if containers.service is None else containers.service.manager,
                 no_containers=containers.problem,
+                state=None if containers.service is None else containers.service.store,
             ),
         )
         await rpc.start()

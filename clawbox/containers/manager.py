@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import uuid
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, Self
 
 from clawbox.containers.backend import ConflictError, EngineError
 from clawbox.containers.entry import Entry
@@ -23,17 +22,18 @@ from clawbox.containers.pulling import Images
 from clawbox.containers.record import Container, EgressState, Pull
 from clawbox.containers.registry import not_found
 from clawbox.containers.states import Ending, Operation, Paused, Resumed, State, Status, after, require
+from clawbox.containers.status import ContainersStatus
+from clawbox.containers.tasks import Tasks
 from clawbox.containers.wanted import check
 from clawbox.errors import ClawboxError, Reason, invalid_field
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Coroutine, Mapping
+    from collections.abc import AsyncGenerator, Mapping
     from types import TracebackType
 
     from clawbox.audit import Audit
     from clawbox.auth import Principal
     from clawbox.config.containers import ImageTemplate
-    from clawbox.containers.backend import EngineFacts
     from clawbox.containers.calls import ContainerFilter, SpawnCall, WatchEvent
     from clawbox.containers.pulling import PullPolicy
     from clawbox.containers.quarters import Quarters
@@ -41,27 +41,9 @@ if TYPE_CHECKING:
     from clawbox.containers.wanted import Offer
     from clawbox.store import ContainerRows
 
-T = TypeVar("T")
-
 DEFAULT_GRACE_MS: Final = 10_000
 MAX_GRACE_MS: Final = 600_000
 LIMIT_RETRY_SECONDS: Final = 1.0
-
-_log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class ContainersStatus:
-    """How it is with containers, for System.GetStatus."""
-
-    engine: EngineFacts | None
-    """What the engine says; None: it does not answer."""
-    problem: str
-    """Why it does not; empty where it does."""
-    active: int
-    finished: int
-    runtime: str
-    """In force."""
 
 
 class ContainerManager:
@@ -76,27 +58,29 @@ class ContainerManager:
         max_containers: int,
         pull_policy: PullPolicy,
         audit: Audit,
+        expected: bool = True,
         stop_at_end: bool = True,
         stop_seconds: float = DEFAULT_GRACE_MS / 1000,
     ) -> None:
-        """``stop_at_end``: leaving stops all containers; else they are left for the next server."""
+        """``expected``: whether there is meant to be an engine. ``stop_at_end``: leaving stops all containers; else they are left for the next server."""
         self._around = around
         self._registry = around.registry
         self._offer = offer
         self._rows = rows
         self._max_containers = max_containers
+        self._expected = expected
         self._stop_at_end = stop_at_end
         self._stop_seconds = stop_seconds
         self._images = Images(around.backend, pull_policy)
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._lifecycle = Lifecycle(around, self._start)
+        self._tasks = Tasks()
+        self._lifecycle = Lifecycle(around, self._tasks.start)
         self.monitor = Monitor(around, self._lifecycle, audit)
         self._open = False
 
     async def __aenter__(self) -> Self:
         await self.monitor.restore(self._rows)
         self._open = True
-        self._start(self.monitor.run(), "containers' engine")
+        self._tasks.start(self.monitor.run(), "containers' engine")
         return self
 
     async def __aexit__(
@@ -105,10 +89,7 @@ class ContainerManager:
         self._open = False
         if self._stop_at_end:
             await self._stop_all()
-        while self._tasks:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.wait(self._tasks)
+        await self._tasks.cancel_all()
         for entry in list(self._lifecycle.entries.values()):
             entry.cancel_timer()
             await entry.local.give_back()
@@ -129,6 +110,7 @@ class ContainerManager:
         return ContainersStatus(
             engine=self.monitor.engine,
             problem=self.monitor.problem,
+            expected=self._expected or bool(self.monitor.default_runtime),
             active=active,
             finished=len(self._registry) - active,
             runtime=self._around.engine.runtime or self.monitor.default_runtime,
@@ -248,7 +230,7 @@ class ContainerManager:
                 self._lifecycle.began(entry, made)
                 return self._as_it_is(made)
 
-        return await self._to_its_end(make(), f"spawn {entry.container_id}")
+        return await self._tasks.to_its_end(make(), f"spawn {entry.container_id}")
 
     async def stop(self, container_id: str, principal: Principal, grace_ms: int | None = None) -> Container:
         """End its program by its stop signal, and by SIGKILL after a grace period in milliseconds."""
@@ -276,7 +258,7 @@ class ContainerManager:
                 require(container.status, Operation.REMOVE, container_id)
             await self.kill(container_id, principal)
         entry = self._lifecycle.entries[container_id]
-        await self._to_its_end(
+        await self._tasks.to_its_end(
             self._lifecycle.forget(entry, delete_workspace=delete_workspace), f"forget {container_id}"
         )
 
@@ -387,34 +369,6 @@ class ContainerManager:
                 for entry in held:
                     with contextlib.suppress(ClawboxError):
                         await self._registry.until(entry.container_id, lambda one: not one.active)
-
-    async def _to_its_end(self, work: Coroutine[Any, Any, T], name: str) -> T:
-        """Do work in a task of its own, which is cancelled with the caller, and waited for."""
-        task = asyncio.create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            task.cancel()
-            while not task.done():
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.wait([task])
-            if not task.cancelled():
-                task.exception()
-            raise
-
-    def _start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        """Start work that nobody waits for."""
-        task = asyncio.create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-        return task
-
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            _log.error("%s failed", task.get_name(), exc_info=task.exception())
 
     def _as_it_is(self, container: Container) -> Container:
         """With what only its sidecar knows."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import platform
 import re
 import resource
@@ -144,6 +145,7 @@ async def container_service(
                 max_containers=settings.max_containers,
                 pull_policy=settings.pull_policy,
                 audit=audit,
+                expected=bool(settings.docker_url or os.environ.get("DOCKER_HOST")),
                 stop_at_end=config.server.on_shutdown == "stop",
             )
         )

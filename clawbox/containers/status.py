@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 from clawbox.children.enforcement import Enforcement
 
@@ -21,23 +22,23 @@ _SHARED_KERNEL: Final = frozenset(("", "runc", "crun"))
 _VERSION: Final = re.compile(r"v?(\d+)\.(\d+)(?:\.(\d+))?")
 
 
-class Status(Protocol):
-    """What is known: :class:`clawbox.containers.manager.ContainersStatus`."""
+@dataclass(frozen=True, slots=True)
+class ContainersStatus:
+    """How it is with containers."""
 
-    @property
-    def engine(self) -> EngineFacts | None:
-        """What the engine says; None: it does not answer."""
+    engine: EngineFacts | None
+    """What the engine says; None: it does not answer."""
+    problem: str
+    """Why it does not; empty where it does."""
+    expected: bool
+    """Whether there is meant to be one: the settings name it, or it has answered before."""
+    active: int
+    finished: int
+    runtime: str
+    """In force, ``runc`` for one."""
 
-    @property
-    def problem(self) -> str:
-        """Why it does not; empty where it does."""
 
-    @property
-    def runtime(self) -> str:
-        """In force, ``runc`` for one."""
-
-
-def engine_detail(status: Status) -> str:
+def engine_detail(status: ContainersStatus) -> str:
     """One sentence about the engine."""
     facts = status.engine
     if facts is None:
@@ -70,7 +71,7 @@ def _fixed(version: tuple[int, int, int]) -> str:
     return ".".join(map(str, _FIXED_IN_1_3 if version >= (1, 3, 0) else _KNOWN_FLAWS[-1][0]))
 
 
-def enforcements(status: Status) -> tuple[Enforcement, ...]:
+def enforcements(status: ContainersStatus) -> tuple[Enforcement, ...]:
     """What confines containers here beyond what each of them has everywhere (docs/security.md, 78)."""
     facts = status.engine
     if facts is None:

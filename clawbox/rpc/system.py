@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
     from clawbox.audit import AuditLog
     from clawbox.children.enforcement import Enforcement
-    from clawbox.containers.manager import ContainersStatus
+    from clawbox.containers.status import ContainersStatus
     from clawbox.egress.supervisor import EgressStatus
+    from clawbox.store import StoreStatus
     from clawbox.wasm.pool import PoolStats
 
     Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
@@ -83,6 +84,13 @@ class Containers(Protocol):
         """How they do."""
 
 
+class State(Protocol):
+    """What is asked of what is remembered: :class:`clawbox.store.Store`."""
+
+    def status(self) -> StoreStatus:
+        """How it does."""
+
+
 class SystemServicer(system_pb2_grpc.SystemServicer):
     """Tells about the server. It has run since it was made."""
 
@@ -96,11 +104,13 @@ class SystemServicer(system_pb2_grpc.SystemServicer):
         *,
         containers: Containers | None = None,
         no_containers: str = _NOT_SERVED,
+        state: State | None = None,
     ) -> None:
         """``no_containers``: why there are none, where ``containers`` is None."""
         self._egress = egress
         self._containers = containers
         self._no_containers = no_containers
+        self._state = state
         self._tokens = tokens
         self._pool = pool
         self._audit = audit
@@ -119,6 +129,7 @@ class SystemServicer(system_pb2_grpc.SystemServicer):
             self._token_table(),
             *self._way_out(),
             self._engine(containers),
+            *self._what_is_kept(),
             system_pb2.Component(
                 name="agents", state=system_pb2.COMPONENT_STATE_DISABLED, detail=_NOT_SERVED
             ),
@@ -177,9 +188,19 @@ class SystemServicer(system_pb2_grpc.SystemServicer):
             state, detail = system_pb2.COMPONENT_STATE_DISABLED, self._no_containers
         else:
             well = status.engine is not None and not status.problem
-            state = system_pb2.COMPONENT_STATE_OK if well else system_pb2.COMPONENT_STATE_DOWN
+            away = system_pb2.COMPONENT_STATE_DOWN if status.expected else system_pb2.COMPONENT_STATE_DISABLED
+            state = system_pb2.COMPONENT_STATE_OK if well else away
             detail = containers_status.engine_detail(status)
         return system_pb2.Component(name="docker", state=state, detail=detail)
+
+    def _what_is_kept(self) -> tuple[system_pb2.Component, ...]:
+        if self._state is None:
+            return ()
+        status = self._state.status()
+        state, detail = system_pb2.COMPONENT_STATE_OK, _with(status.place, status.reserve_problem)
+        if status.failure:
+            state, detail = system_pb2.COMPONENT_STATE_DOWN, f"{status.place}: {status.failure}"
+        return (system_pb2.Component(name="state", state=state, detail=detail),)
 
     def _way_out(self) -> tuple[system_pb2.Component, ...]:
         status = self._egress.status()
@@ -222,10 +243,15 @@ class SystemServicer(system_pb2_grpc.SystemServicer):
         return system_pb2.Component(name="tokens", state=system_pb2.COMPONENT_STATE_OK, detail=detail)
 
     def _audit_log(self) -> system_pb2.Component:
-        state, detail = system_pb2.COMPONENT_STATE_OK, "written"
+        state, detail = system_pb2.COMPONENT_STATE_OK, _with("written", self._audit.reserve_problem)
         if not self._audit.available():
             refuses = self._audit.refuses
             state = system_pb2.COMPONENT_STATE_DOWN if refuses else system_pb2.COMPONENT_STATE_DEGRADED
             then = "calls are refused" if refuses else f"{self._audit.lost} rows are lost"
             detail = f"cannot be written ({self._audit.failure}); {then}"
         return system_pb2.Component(name="audit", state=state, detail=detail)
+
+
+def _with(detail: str, problem: str) -> str:
+    """A detail, and why no room is kept on its disk (docs/security.md, 99)."""
+    return f"{detail}; no room is kept for it: {problem}" if problem else detail

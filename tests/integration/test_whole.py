@@ -16,8 +16,11 @@ from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from benchmarks.echo import ECHO_WAT
+from clawbox.children.enforcement import can_have_own_uids
 
 SERVICES = {
+    # Without root there are none, with or without an engine.
+    *(["clawbox.v1.Containers"] if can_have_own_uids() else []),
     "clawbox.v1.Sandbox",
     "clawbox.v1.System",
     "grpc.health.v1.Health",

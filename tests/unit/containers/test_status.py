@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 
 from clawbox.containers.backend import EngineFacts
-from clawbox.containers.status import enforcements, engine_detail, runc_warning
+from clawbox.containers.status import ContainersStatus, enforcements, engine_detail, runc_warning
 
 
-@dataclass
-class Status:
-    engine: EngineFacts | None
-    problem: str = ""
-    runtime: str = "runc"
+def status(engine, problem="", runtime="runc"):
+    return ContainersStatus(
+        engine=engine, problem=problem, expected=True, active=0, finished=0, runtime=runtime
+    )
 
 
 def facts(runc="1.3.3", security=("seccomp",)):
@@ -55,18 +52,18 @@ def test_what_is_known_of_runc_is_nothing_against_another_runtime() -> None:
 
 
 def test_the_engine_is_described_in_one_sentence() -> None:
-    assert engine_detail(Status(facts())) == "engine 20.10.24, runc, cgroup v1"
-    assert engine_detail(Status(None, "it does not answer: refused")) == "it does not answer: refused"
+    assert engine_detail(status(facts())) == "engine 20.10.24, runc, cgroup v1"
+    assert engine_detail(status(None, "it does not answer: refused")) == "it does not answer: refused"
 
 
 def test_what_this_machine_cannot_give_is_said() -> None:
-    missing = {one.name for one in enforcements(Status(facts())) if not one.in_force}
+    missing = {one.name for one in enforcements(status(facts())) if not one.in_force}
     assert missing == {
         "container_apparmor",
         "container_user_namespace",
         "container_own_kernel",
         "container_workspace_quota",
     }
-    better = Status(facts(security=("seccomp", "apparmor", "userns")), runtime="runsc")
+    better = status(facts(security=("seccomp", "apparmor", "userns")), runtime="runsc")
     assert {one.name for one in enforcements(better) if not one.in_force} == {"container_workspace_quota"}
-    assert enforcements(Status(None)) == ()
+    assert enforcements(status(None)) == ()
