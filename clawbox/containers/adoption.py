@@ -30,7 +30,7 @@ from clawbox.containers.making import expires_ms, occupy
 from clawbox.containers.quarters import Quarters
 from clawbox.containers.record import Container
 from clawbox.containers.spec import engine_name
-from clawbox.containers.states import State, Status
+from clawbox.containers.states import Ending, EndingBegun, State, Status, after
 from clawbox.containers.users import User
 from clawbox.containers.way_out import listen, open_door, open_way_out
 from clawbox.errors import ClawboxError
@@ -73,7 +73,8 @@ class Adoption:
 
     async def _settle(self) -> None:
         around = self._around
-        await self._reserve_uids()
+        if self._first:
+            await self._reserve_uids()
         found = await around.backend.list(f"{INSTALLATION}={around.installation}")
         named = {listed.name: listed for listed in found}
         async with asyncio.TaskGroup() as group:
@@ -137,6 +138,8 @@ class Adoption:
             except (ClawboxError, ProcessGoneError, CgroupError, OSError, EngineError) as error:
                 # Without its way out, or unseen, it must not go on; the look that follows sees its end.
                 _log.error("container %s cannot be taken over: %s", container.container_id, error)
+                status = after(container.status, EndingBegun(Ending.UNSAFE))
+                container = replace(container, status=status)
                 await entry.local.give_back()
                 await self._around.backend.remove(container.engine_id)
             self._lifecycle.entries[entry.container_id] = entry

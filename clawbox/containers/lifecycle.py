@@ -102,13 +102,20 @@ class Lifecycle:
         if entry.looking is None or entry.looking.done():
             entry.looking = self._start(self._look(entry), f"look at {container_id}")
 
-    async def signalled(self, engine_id: str, number: int) -> None:
+    def signalled(self, engine_id: str, number: int) -> None:
         """The engine sent a container a signal, perhaps because clawbox asked it to."""
         container_id = self._by_engine.get(engine_id)
         entry = None if container_id is None else self._entries.get(container_id)
         if entry is not None:
-            async with entry.lock:
+            # Before whatever look comes next; and nobody's lock keeps other containers' events waiting.
+            self._start(self._note_signal(entry, number), f"signal to {container_id}")
+
+    async def _note_signal(self, entry: Entry, number: int) -> None:
+        async with entry.lock:
+            try:
                 await self._apply(entry, Signalled(number))
+            except ClawboxError as error:
+                _log.warning("a signal to container %s was not kept: %s", entry.container_id, error)
 
     async def _look(self, entry: Entry) -> None:
         while entry.look_again:

@@ -62,7 +62,10 @@ class ContainerManager:
         stop_at_end: bool = True,
         stop_seconds: float = DEFAULT_GRACE_MS / 1000,
     ) -> None:
-        """``expected``: whether there is meant to be an engine. ``stop_at_end``: leaving stops all containers; else they are left for the next server."""
+        """``expected``: whether there is meant to be an engine.
+
+        ``stop_at_end``: leaving stops all containers; else they are left for the next server.
+        """
         self._around = around
         self._registry = around.registry
         self._offer = offer

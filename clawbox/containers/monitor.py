@@ -131,7 +131,7 @@ class Monitor:
         events = self._around.backend.events(since)
         async with contextlib.aclosing(events):
             async for event in events:
-                await self._heard(event)
+                self._heard(event)
 
     def _away(self, why: str) -> None:
         if not self._problem or self._engine is not None:
@@ -141,9 +141,9 @@ class Monitor:
         self._looked.set()
         self._told(False)  # noqa: FBT003
 
-    async def _heard(self, event: EngineEvent) -> None:
+    def _heard(self, event: EngineEvent) -> None:
         if event.action is EngineAction.KILL and event.signal is not None:
-            await self._lifecycle.signalled(event.engine_id, event.signal)
+            self._lifecycle.signalled(event.engine_id, event.signal)
         else:
             self._lifecycle.look_at_engine_id(event.engine_id)
 

@@ -27,6 +27,8 @@ _LEAST: Final = {
     "pids": 4,  # init, the gate, and a program with a child
 }
 """Where less is refused by others; everything else is at least 1."""
+_MOST_MS: Final = 100 * 366 * 86_400_000
+"""A hundred years: what ends later has no date that everyone can read."""
 
 
 class Isolation(enum.Enum):
@@ -240,6 +242,8 @@ def _narrow_limits(
         least = _LEAST.get(name, 1)
         if asked < least:
             raise invalid_field(field, f"must be at least {least}; leave it out for the default", "minimum")
+        if name.endswith("_ms") and asked > _MOST_MS:
+            raise invalid_field(field, f"must be at most {_MOST_MS}; leave it out for no limit", "maximum")
         if maximum is not None and asked > maximum:
             raise over_limit(field, asked, maximum, layer)
         return asked

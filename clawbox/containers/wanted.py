@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -71,7 +72,7 @@ def offer_of(config: Config) -> Offer:
         memory_mb=Bound(containers.default_memory_mb, containers.max_memory_mb),
         timeout_ms=Bound(containers.default_timeout_ms or None, containers.max_timeout_ms or None),
         max_lifetime_ms=Bound(None, containers.max_lifetime_ms or None),
-        cpu_millis=Bound(containers.default_cpu_millis or None, containers.max_cpu_millis or None),
+        cpu_millis=Bound(containers.default_cpu_millis or None, containers.max_cpu_millis or _all_cores()),
         pids=Bound(containers.default_pids, containers.max_pids),
         max_output_bytes=Bound(containers.default_output_bytes, containers.max_output_bytes),
         isolations=frozenset(Isolation(name) for name in policy.allowed_policies if name != "wasm_only"),
@@ -83,6 +84,11 @@ def offer_of(config: Config) -> Offer:
     return Offer(
         ceiling=ceiling, allowlist=allowlist, default_image=images.default, templates=images.templates
     )
+
+
+def _all_cores() -> int:
+    """More than this the engine refuses."""
+    return 1000 * (os.cpu_count() or 1)
 
 
 def template_terms(template: ImageTemplate) -> TemplateTerms:
