@@ -242,10 +242,10 @@ def _narrow_limits(
         least = _LEAST.get(name, 1)
         if asked < least:
             raise invalid_field(field, f"must be at least {least}; leave it out for the default", "minimum")
-        if name.endswith("_ms") and asked > _MOST_MS:
-            raise invalid_field(field, f"must be at most {_MOST_MS}; leave it out for no limit", "maximum")
         if maximum is not None and asked > maximum:
             raise over_limit(field, asked, maximum, layer)
+        if name.endswith("_ms") and asked > _MOST_MS:
+            raise invalid_field(field, f"must be at most {_MOST_MS}; leave it out for no limit", "maximum")
         return asked
 
     terms = template or TemplateTerms()
