@@ -44,6 +44,7 @@ from clawbox.rpc.sandbox import SandboxServicer
 from clawbox.rpc.server import RpcServer
 from clawbox.rpc.services import serve_containers, serve_sandbox, serve_system
 from clawbox.rpc.system import SystemServicer
+from clawbox.sandboxes import Sandboxes
 from clawbox.telemetry import Metrics, MetricsEndpoint, configure_logging
 from clawbox.wasm.catalog import Catalog
 from clawbox.wasm.compiler import BUILTIN_FOLDER, Compiler
@@ -94,6 +95,7 @@ async def build_server(config: Config) -> AsyncIterator[RunningServer]:
     """
     metrics = Metrics()
     tokens = TokenTable.of(config)
+    sandboxes = Sandboxes()
     ceiling = tool_ceiling(config)
     async with contextlib.AsyncExitStack() as stack:
         uids = stack.enter_context(server_uids(config.children.uid_first, config.children.uid_count))
@@ -143,7 +145,7 @@ async def build_server(config: Config) -> AsyncIterator[RunningServer]:
             limits = sandbox_limits(config.egress, config.proxy)
             doors = await stack.enter_async_context(WasmDoors(egress.supervisor, limits, ceiling.on_shape))
         containers = await stack.enter_async_context(
-            _containers(config, egress.supervisor, audit, metrics, container_uids)
+            _containers(config, egress.supervisor, audit, metrics, uids=container_uids, sandboxes=sandboxes)
         )
         executor = Executor(
             catalog,
@@ -153,6 +155,7 @@ async def build_server(config: Config) -> AsyncIterator[RunningServer]:
             audit=audit,
             metrics=metrics,
             door=doors,
+            sandboxes=sandboxes,
         )
 
         def refused(refusal: Refusal) -> None:
@@ -258,7 +261,9 @@ async def _containers(
     ways_out: EgressSupervisor | None,
     audit: AuditLog,
     metrics: Metrics,
+    *,
     uids: UidRange | None,
+    sandboxes: Sandboxes,
 ) -> AsyncIterator[Containers]:
     """Containers, where this server can serve them; else tools are served without."""
     problem = why_not(config)
@@ -270,7 +275,12 @@ async def _containers(
             try:
                 service = await stack.enter_async_context(
                     container_service(
-                        config, identity_folder(config), ways_out=ways_out, uids=uids, audit=audit
+                        config,
+                        identity_folder(config),
+                        ways_out=ways_out,
+                        uids=uids,
+                        audit=audit,
+                        sandboxes=sandboxes,
                     )
                 )
             except ContainersUnavailableError as error:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from clawbox.containers.quarters import Quarters
     from clawbox.containers.terms import Surroundings
     from clawbox.containers.wanted import Offer
+    from clawbox.sandboxes import Sandboxes
     from clawbox.store import ContainerRows
 
 DEFAULT_GRACE_MS: Final = 10_000
@@ -56,6 +57,7 @@ class ContainerManager:
         rows: ContainerRows,
         *,
         max_containers: int,
+        sandboxes: Sandboxes,
         pull_policy: PullPolicy,
         audit: Audit,
         expected: bool = True,
@@ -71,6 +73,8 @@ class ContainerManager:
         self._offer = offer
         self._rows = rows
         self._max_containers = max_containers
+        self._sandboxes = sandboxes
+        sandboxes.count_also(self.active_of)
         self._expected = expected
         self._stop_at_end = stop_at_end
         self._stop_seconds = stop_seconds
@@ -332,15 +336,22 @@ class ContainerManager:
 
     def _require_room(self, principal: Principal) -> None:
         active = sum(container.active for container in self._registry)
-        own = self.active_of(principal.name)
+        own = self._sandboxes.of(principal.name)
         most = principal.limits.max_sandboxes
-        if active >= self._max_containers or (most is not None and own >= most):
+        if active >= self._max_containers:
             raise ClawboxError(
                 Reason.CONTAINER_LIMIT,
-                "{active} containers are active; the {layer} allows no more",
+                "{active} containers are active; the server allows no more",
                 retry_after=LIMIT_RETRY_SECONDS,
-                active=active if active >= self._max_containers else own,
-                layer="server" if active >= self._max_containers else "token",
+                active=active,
+            )
+        if most is not None and own >= most:
+            raise ClawboxError(
+                Reason.CONTAINER_LIMIT,
+                "{principal} has {active} sandboxes, runs and containers together; its token allows no more",
+                retry_after=LIMIT_RETRY_SECONDS,
+                active=own,
+                principal=principal.name,
             )
 
     async def _undo(self, entry: Entry, *, kept: bool) -> None:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from clawbox.config import Config
     from clawbox.containers.backend import ContainerBackend
     from clawbox.containers.terms import WaysOut
+    from clawbox.sandboxes import Sandboxes
     from clawbox.store import RequestIds
 
 OPEN_FILES: Final = 4096
@@ -85,6 +86,7 @@ async def container_service(
     ways_out: WaysOut,
     uids: UidRange,
     audit: Audit,
+    sandboxes: Sandboxes,
 ) -> AsyncIterator[ContainerService]:
     """Containers, for as long as this is entered; ``folder`` is that of the server's state.
 
@@ -143,6 +145,7 @@ async def container_service(
                 offer,
                 store.containers,
                 max_containers=settings.max_containers,
+                sandboxes=sandboxes,
                 pull_policy=settings.pull_policy,
                 audit=audit,
                 expected=bool(settings.docker_url or os.environ.get("DOCKER_HOST")),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from clawbox.audit import Audit, Record, recorded
 from clawbox.errors import ClawboxError, FieldViolation, Reason
 from clawbox.policy import PrincipalTerms, Requested, ToolCeiling, ToolGrant, narrow_tool
+from clawbox.sandboxes import Sandboxes
 from clawbox.wasm.known_secrets import KnownSecrets
 from clawbox.wasm.model import InvalidInputError, OnEvent, Outcome, Run, RunEvent, RunResult
 from clawbox.wasm.output import Report, Scanned
@@ -99,8 +100,12 @@ class Executor:
         audit: Audit,
         metrics: ExecutionMetrics,
         door: Door | None = None,
+        sandboxes: Sandboxes | None = None,
     ) -> None:
-        """``door`` None: this server has no way out for any run; one that was granted some is told so."""
+        """``door`` None: this server has no way out for any run; one that was granted some is told so.
+
+        ``sandboxes`` None: principals have none but these runs.
+        """
         self._tools = tools
         self._pool = pool
         self._ceiling = ceiling
@@ -109,6 +114,8 @@ class Executor:
         self._metrics = metrics
         self._door = door
         self._running: Counter[str] = Counter()
+        self._sandboxes = Sandboxes() if sandboxes is None else sandboxes
+        self._sandboxes.count_also(self._running.__getitem__)
 
     async def execute(
         self,
@@ -221,7 +228,7 @@ class Executor:
         return result
 
     def _take_place(self, principal: Principal) -> None:
-        most, running = principal.limits.max_sandboxes, self._running[principal.name]
+        most, running = principal.limits.max_sandboxes, self._sandboxes.of(principal.name)
         if most is not None and running >= most:
             raise ClawboxError(
                 Reason.EXECUTION_LIMIT,
@@ -231,7 +238,7 @@ class Executor:
                 limit=most,
                 principal=principal.name,
             )
-        self._running[principal.name] = running + 1
+        self._running[principal.name] += 1
 
     def _give_place_back(self, principal: Principal) -> None:
         self._running[principal.name] -= 1

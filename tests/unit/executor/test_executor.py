@@ -10,6 +10,7 @@ from clawbox.auth import Principal, PrincipalLimits
 from clawbox.errors import ClawboxError, Reason
 from clawbox.network_rules import NetworkRule
 from clawbox.policy import NOTHING, Requested, ToolCeiling
+from clawbox.sandboxes import Sandboxes
 from clawbox.wasm.catalog import ToolEntry, ToolState
 from clawbox.wasm.executor import ExecuteCall, Executor, Started
 from clawbox.wasm.manifest import Manifest
@@ -126,6 +127,7 @@ class Bench:
     """An executor with its surroundings."""
 
     def __init__(self, audit, tools=None, on_injection="mark", door=None):
+        self.sandboxes = Sandboxes()
         self.audit = audit
         self.pool = FakePool()
         self.metrics = Counts()
@@ -137,6 +139,7 @@ class Bench:
             audit=audit,
             metrics=self.metrics,
             door=door,
+            sandboxes=self.sandboxes,
         )
 
     async def execute(self, principal=ANN, on_event=None, tool="echo", **fields):
@@ -316,6 +319,22 @@ async def test_a_principal_runs_no_more_at_once_than_its_token_says(bench):
     await running
     await bench.execute(principal=one)
     assert [row.decision for row in await bench.rows()] == ["failed", "ok", "ok"]
+
+
+async def test_what_a_principal_has_besides_runs_counts_with_them(bench):
+    two = Principal("ann", ANN.scopes, PrincipalLimits(max_sandboxes=2))
+    containers = {"ann": 1, "bob": 5}
+    bench.sandboxes.count_also(lambda name: containers[name])
+    bench.pool.hold = asyncio.Event()
+    running = asyncio.create_task(bench.execute(principal=two))
+    await bench.pool.began.wait()
+    assert bench.sandboxes.of("ann") == 2
+    with pytest.raises(ClawboxError) as caught:
+        await bench.execute(principal=two)
+    assert caught.value.reason is Reason.EXECUTION_LIMIT
+    bench.pool.hold.set()
+    await running
+    assert (bench.sandboxes.of("ann"), bench.sandboxes.of("bob")) == (1, 5)
 
 
 async def test_events_come_searched_and_in_order(bench):
