@@ -178,7 +178,7 @@ class Adoption:
     ) -> Container:
         """Everything that the earlier server had for it."""
         await occupy(entry, facts.pid, quarters)
-        quarters.door = await open_way_out(container.identity, quarters.folder, entry.local, self._around)
+        quarters.door = await open_way_out(container.identity, quarters, entry.local, self._around)
         egress, detail = await listen(container.identity, quarters)
         await self._tell_companions(container, quarters)
         return replace(container, egress=egress, egress_detail=detail)

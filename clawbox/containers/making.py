@@ -160,7 +160,7 @@ class Making:
         entry.lasting.add("its container", lambda: around.backend.remove(name))
         creating = asyncio.ensure_future(uninterrupted(around.backend.create(name, body)))
         try:
-            quarters.door = await open_way_out(container.identity, quarters.folder, entry.local, around)
+            quarters.door = await open_way_out(container.identity, quarters, entry.local, around)
             return await asyncio.shield(creating)
         except EngineError as error:
             raise _refused(error) from error

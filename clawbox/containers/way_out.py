@@ -19,7 +19,6 @@ from clawbox.errors import ClawboxError, Reason
 
 if TYPE_CHECKING:
     from clawbox.containers.entry import Holdings
-    from clawbox.containers.host.folders import ContainerFolder
     from clawbox.containers.labels import Identity
     from clawbox.containers.quarters import Quarters
     from clawbox.containers.terms import Surroundings
@@ -61,7 +60,7 @@ async def open_door(identity: Identity, held: Holdings, around: Surroundings) ->
 
 
 async def open_way_out(
-    identity: Identity, folder: ContainerFolder, held: Holdings, around: Surroundings
+    identity: Identity, quarters: Quarters, held: Holdings, around: Surroundings
 ) -> SandboxDoor:
     """Start a container's sidecar, with its Unix socket and the files with its authorities.
 
@@ -73,9 +72,12 @@ async def open_way_out(
     files = await asyncio.to_thread(
         sandbox_files, folder=FOLDER, ca_pem=door.ca_pem, authorities=around.authorities
     )
-    await asyncio.to_thread(folder.write, files)
+    await asyncio.to_thread(quarters.folder.write, files)
     door.admit(bytes.fromhex(identity.token_sha256))
-    door.listen_unix(folder.socket)
+    # Until the container runs nobody is in it.
+    door.listen_unix(
+        quarters.folder.socket, lambda pid: quarters.cgroup is not None and quarters.cgroup.holds(pid)
+    )
     return door
 
 

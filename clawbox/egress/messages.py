@@ -143,11 +143,19 @@ class CloseListeners(msgspec.Struct, frozen=True, tag="close_listeners"):
     """Accept nothing any more: the sandbox ended, and only its output is still to be cleaned."""
 
 
+class PeerChecked(msgspec.Struct, frozen=True, tag="peer_checked"):
+    """The answer to one :class:`Peer`."""
+
+    number: int
+    inside: bool
+    """The process is the sandbox's: the connection may be served."""
+
+
 class Finish(msgspec.Struct, frozen=True, tag="finish"):
     """End what is under way, send its rows, and end."""
 
 
-ToSidecar = Configure | Admit | Revoke | AuditState | Clean | Suspend | CloseListeners | Finish
+ToSidecar = Configure | Admit | Revoke | AuditState | Clean | Suspend | CloseListeners | PeerChecked | Finish
 
 
 # Sidecar to control ---------------------------------------------------------------------------------------
@@ -158,6 +166,15 @@ class Ready(msgspec.Struct, frozen=True, tag="ready"):
 
     ca_pem: Annotated[str, msgspec.Meta(max_length=16_384)]
     """The certificate of the sandbox's own CA."""
+
+
+class Peer(msgspec.Struct, frozen=True, tag="peer"):
+    """Somebody connected to the Unix socket: is that process the sandbox's? Nothing is read until it is."""
+
+    number: int
+    """Of the question; the answer has the same."""
+    pid: int
+    """As SO_PEERCRED has it (unix(7)): who connected; 0: nobody that is seen from here."""
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -234,7 +251,7 @@ class Finished(msgspec.Struct, frozen=True, tag="finished"):
     """The last message, after Finish: every request has had its row."""
 
 
-FromSidecar = Ready | Row | Activity | Unwritten | Suspended | Spent | Cleaned | Finished
+FromSidecar = Ready | Peer | Row | Activity | Unwritten | Suspended | Spent | Cleaned | Finished
 
 
 # Sidecar and dialer ---------------------------------------------------------------------------------------

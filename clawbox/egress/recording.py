@@ -198,6 +198,13 @@ class SandboxRecorder:
             self._begin_window()
             self._counted[reason] += count
 
+    def stranger(self) -> None:
+        """A process that is not the sandbox's connected to its Unix socket, and was not served (74)."""
+        if self._has_room():
+            self.event("egress_peer", "denied", "who connected is no process of the sandbox")
+        else:
+            self._counted["stranger"] += 1
+
     @property
     def suspends(self) -> bool:
         """Whether this sandbox's credentials are to be attached no more."""

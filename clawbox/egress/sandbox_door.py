@@ -35,6 +35,8 @@ from clawbox.egress.messages import (
     Finished,
     FromSidecar,
     Grant,
+    Peer,
+    PeerChecked,
     Ready,
     Revoke,
     Row,
@@ -111,6 +113,7 @@ class SandboxDoor:
         self._cleaner = OutputCleaner()
         self._keeping: asyncio.Task[None] | None = None
         self._ca_pem = ""
+        self._holds: Callable[[int], bool] = lambda _: False
 
     async def open(self, tasks: asyncio.TaskGroup) -> None:
         """Start the sidecar and return once it serves; it is kept alive by a task of ``tasks``.
@@ -193,8 +196,13 @@ class SandboxDoor:
         if self._tokens.pop(token, None) is not None:
             self._send(Revoke(token))
 
-    def listen_unix(self, path: Path) -> None:
-        """Make a Unix socket that the sidecar serves; see UnixListener for what is raised."""
+    def listen_unix(self, path: Path, holds: Callable[[int], bool]) -> None:
+        """Make a Unix socket that the sidecar serves; see UnixListener for what is raised.
+
+        Of a connection nothing is read unless ``holds`` says of the process that made it, by its pid here,
+        that it is the sandbox's, now (docs/security.md, 74). It is asked at once and must not block.
+        """
+        self._holds = holds
         self._listeners.add_unix(path, self._hand)
 
     def listen_tcp(self, sock: socket.socket) -> None:
@@ -359,6 +367,8 @@ class SandboxDoor:
             case Cleaned():
                 self._cleaner.answered(message)
                 self._recorder.cleaned(message.found)
+            case Peer(number, pid):
+                self._check_peer(number, pid)
             case Activity(tunnels) if 0 <= tunnels <= self.grant.limits.max_tunnels:
                 self.tunnels = tunnels
             case Unwritten(count):
@@ -374,6 +384,12 @@ class SandboxDoor:
                 self._ready.set_result(ca_pem)
             case _:
                 raise FrameError(f"{type(message).__name__} out of turn")
+
+    def _check_peer(self, number: int, pid: int) -> None:
+        inside = self._holds(pid)
+        if not inside:
+            self._recorder.stranger()
+        self._send(PeerChecked(number, inside))
 
     def _lost(self) -> None:
         """Nothing that was asked of the sidecar will be answered."""

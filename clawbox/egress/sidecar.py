@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import struct
 from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
@@ -35,6 +36,8 @@ from clawbox.egress.messages import (
     Finished,
     Found,
     Handed,
+    Peer,
+    PeerChecked,
     Ready,
     Revoke,
     Row,
@@ -65,6 +68,8 @@ DATA_BYTES: Final = 256 << 20
 MAX_THREADS: Final = 4
 """The main one and that of the event loop; the others are room for libraries."""
 _MAX_FOUND: Final = 64
+_PEER: Final = struct.Struct("iII")
+"""struct ucred of unix(7): pid, uid and gid of who connected, as the kernel noted them then."""
 
 
 class _Control(FrameProtocol[ToSidecar]):
@@ -177,6 +182,8 @@ class _Sidecar:
         self._authority: Authority | None = None
         self._proxy: Proxy | None = None
         self._waiting: list[Callable[[Proxy], None]] = []
+        self._peers: dict[int, asyncio.Future[bool]] = {}
+        self._asked = 0
         self._connections: dict[int, socket.socket | None] = {}  # None: its token came before it
 
     async def run(self, channel: int) -> None:
@@ -207,6 +214,9 @@ class _Sidecar:
                 self._control.send(self._cleaner.clean(message, self._proxy.detector))
             case Suspend():
                 self._with_proxy(Proxy.suspend)
+            case PeerChecked(number, inside) if (asked := self._peers.pop(number, None)) is not None:
+                if not asked.done():
+                    asked.set_result(inside)
             case CloseListeners():
                 self._with_proxy(Proxy.close_listeners)
             case Finish():
@@ -262,10 +272,23 @@ class _Sidecar:
             case "unix" | "tcp" | "namespace" as purpose:
                 listener = socket.socket(fileno=descriptor)
                 needed = purpose != "namespace"
-                self._with_proxy(lambda proxy: proxy.listen(listener, token_required=needed))
+                check = self._check_peer if purpose == "unix" else None
+                self._with_proxy(
+                    lambda proxy: proxy.listen(listener, token_required=needed, check_peer=check)
+                )
             case _:
                 os.close(descriptor)
                 self.end()
+
+    async def _check_peer(self, connection: socket.socket) -> bool:
+        """Whether control finds who connected in the sandbox: from here no process can be seen."""
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+        pid, _, _ = _PEER.unpack(credentials)
+        self._asked += 1
+        answer: asyncio.Future[bool] = self._loop.create_future()
+        self._peers[self._asked] = answer
+        self._control.send(Peer(self._asked, pid))
+        return await answer
 
     def _use_dialer(self, end: socket.socket) -> None:
         if self._dialer is not None:

@@ -45,6 +45,11 @@ def digest(token: str = TOKEN) -> bytes:
     return hashlib.sha256(token.encode()).digest()
 
 
+def is_self(pid: int) -> bool:
+    """Who a sandbox's processes are, in tests that connect by themselves."""
+    return pid == os.getpid()
+
+
 @dataclass
 class World:
     """Everything around sandboxes, and an upstream that they may reach."""

@@ -23,6 +23,7 @@ from tests.egress_world.supervised import (
     digest,
     get,
     get_at,
+    is_self,
     processes,
     reply,
     request,
@@ -51,7 +52,7 @@ async def test_rule_58_a_killed_sidecar_comes_back_at_its_sockets_with_its_token
 ):
     path = tmp_path / "run" / "s" / "proxy.sock"
     async with world.supervisor.sandbox(world.grant()) as door:
-        door.listen_unix(path)
+        door.listen_unix(path, is_self)
         door.admit(digest())
         ca_pem, inode = door.ca_pem, path.stat().st_ino
         assert (await get_at(path, world.url)).status == 200
@@ -68,7 +69,7 @@ async def test_rule_58_a_killed_sidecar_comes_back_at_its_sockets_with_its_token
 async def test_rule_58_while_a_sidecar_is_down_nothing_gets_out(world, tmp_path):
     path = tmp_path / "run" / "s" / "proxy.sock"
     async with world.supervisor.sandbox(world.grant()) as door:
-        door.listen_unix(path)
+        door.listen_unix(path, is_self)
         door.admit(digest())
         forkservers = kill("clawbox-fork", signal.SIGSTOP)  # none is followed by another for now
         try:
@@ -150,7 +151,7 @@ async def test_rule_58_with_the_forkserver_everything_dies_and_comes_back(world,
     path = tmp_path / "run" / "s" / "proxy.sock"
     world.keep("api")
     async with world.supervisor.sandbox(world.grant(credentials=("api",))) as door:
-        door.listen_unix(path)
+        door.listen_unix(path, is_self)
         door.admit(digest())
         ca_pem = door.ca_pem
         kill("clawbox-fork")
@@ -202,7 +203,7 @@ async def test_rule_64_a_sandbox_whose_sidecar_crashes_again_and_again_is_given_
         world.supervisor.sandbox(world.grant()) as door,
         world.supervisor.sandbox(world.grant("another")) as other,
     ):
-        door.listen_unix(path)
+        door.listen_unix(path, is_self)
         others = _sidecar_of(other)
         while not door.failure:
             with contextlib.suppress(ClawboxError):

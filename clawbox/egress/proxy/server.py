@@ -7,6 +7,8 @@ import errno
 import functools
 import socket
 import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
 from clawbox.egress.proxy.client import Client
@@ -16,7 +18,7 @@ from clawbox.egress.proxy.wire import Wire
 from clawbox.egress.refusal import Denial, Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
     from types import TracebackType
 
     from clawbox.egress.credentials import SandboxSecrets
@@ -24,10 +26,21 @@ if TYPE_CHECKING:
     from clawbox.egress.messages import Grant, Spent
     from clawbox.egress.proxy.ports import ClientTls, Dialer, Rows, ServerTls
 
+PeerCheck = Callable[[socket.socket], Awaitable[bool]]
+"""Whether who connected may be served: the process at the other end of a connection."""
+
 _ACCEPTED_AT_ONCE: Final = 16
 _SCARCE_SECONDS: Final = 0.1
 """How long nothing is accepted when there are no descriptors left."""
 _OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """On which a connection is served."""
+
+    token_required: bool
+    check_peer: PeerCheck | None = None
 
 
 class Proxy:
@@ -49,7 +62,7 @@ class Proxy:
         self._tls = server_tls
         self._room = grant.limits.max_connections
         self._clients: dict[asyncio.Task[None], Client | None] = {}
-        self._listeners: dict[socket.socket, bool] = {}
+        self._listeners: dict[socket.socket, _Terms] = {}
         self._accepting = False
         self._scarce = False
 
@@ -74,13 +87,16 @@ class Proxy:
         """What knows this sandbox's secrets now."""
         return self._state.detector
 
-    def listen(self, listener: socket.socket, *, token_required: bool) -> None:
+    def listen(
+        self, listener: socket.socket, *, token_required: bool, check_peer: PeerCheck | None = None
+    ) -> None:
         """Serve a listening socket until the end, when it is closed.
 
         ``token_required``: False only where reaching the socket proves who asks (a sandbox's own namespace).
+        Nothing is read of a connection that ``check_peer`` does not let pass (74).
         """
         listener.setblocking(False)  # noqa: FBT003
-        self._listeners[listener] = token_required
+        self._listeners[listener] = _Terms(token_required, check_peer)
         if self._accepting:
             asyncio.get_running_loop().add_reader(listener, self._accept, listener)
         else:
@@ -88,8 +104,11 @@ class Proxy:
 
     def adopt(self, connection: socket.socket, *, token_required: bool) -> None:
         """Serve one connection that was made elsewhere."""
+        self._take(connection, _Terms(token_required))
+
+    def _take(self, connection: socket.socket, terms: _Terms) -> None:
         connection.setblocking(False)  # noqa: FBT003
-        task = asyncio.create_task(self._serve(connection, token_required=token_required))
+        task = asyncio.create_task(self._serve(connection, terms))
         self._clients[task] = None
         task.add_done_callback(functools.partial(self._ended, connection))
 
@@ -141,7 +160,7 @@ class Proxy:
                 self._scarce = True
                 asyncio.get_running_loop().call_later(_SCARCE_SECONDS, self._look_again)
                 break
-            self.adopt(connection, token_required=self._listeners[listener])
+            self._take(connection, self._listeners[listener])
         self._set_accepting()
 
     def _ended(self, connection: socket.socket, task: asyncio.Task[None]) -> None:
@@ -170,9 +189,12 @@ class Proxy:
         self._scarce = False
         self._set_accepting()
 
-    async def _serve(self, connection: socket.socket, *, token_required: bool) -> None:
+    async def _serve(self, connection: socket.socket, terms: _Terms) -> None:
         loop = asyncio.get_running_loop()
         try:
+            if terms.check_peer is not None and not await terms.check_peer(connection):
+                connection.close()
+                return
             if connection.family in (socket.AF_INET, socket.AF_INET6):
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             _, wire = await loop.connect_accepted_socket(lambda: Wire(loop), connection)
@@ -182,7 +204,7 @@ class Proxy:
         except BaseException:
             connection.close()
             raise
-        client = Client(wire, self._state, self._tls, token_required=token_required)
+        client = Client(wire, self._state, self._tls, token_required=terms.token_required)
         task = asyncio.current_task()
         assert task is not None
         self._clients[task] = client

@@ -25,6 +25,7 @@ from tests.egress_world.supervised import (
     digest,
     get,
     get_at,
+    is_self,
     processes,
     reply,
     request,
@@ -109,7 +110,7 @@ async def test_nothing_is_left(tmp_path):
     async with running(tmp_path / "home") as world:
         async with world.supervisor.sandbox(world.grant()) as door:
             path = tmp_path / "run" / "s" / "proxy.sock"
-            door.listen_unix(path)
+            door.listen_unix(path, is_self)
             await get(door, world.url)
         assert processes("clawbox-egress") == []
         assert not path.exists()
@@ -123,7 +124,7 @@ async def test_nothing_is_left(tmp_path):
 async def test_the_unix_socket_asks_for_the_token(world, tmp_path):
     path = tmp_path / "run" / "s" / "proxy.sock"
     async with world.supervisor.sandbox(world.grant()) as door:
-        door.listen_unix(path)
+        door.listen_unix(path, is_self)
         door.admit(digest())
         assert (await get_at(path, world.url)).status == 200
         refused = await get_at(path, world.url, token=None)
@@ -181,7 +182,7 @@ async def test_a_retired_sandbox_has_no_way_out_and_its_output_is_still_cleaned(
     path = tmp_path / "run" / "s" / "proxy.sock"
     world.keep("api")
     async with world.supervisor.sandbox(world.grant(credentials=("api",))) as door:
-        door.listen_unix(path)
+        door.listen_unix(path, is_self)
         door.admit(digest())
         door.retire()
         with pytest.raises(OSError, match=r"No such file|refused"):
