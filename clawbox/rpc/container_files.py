@@ -60,10 +60,10 @@ class FileMethods(ContainerMethods):
     _file_calls: StreamLimit
 
     async def WriteFile(  # noqa: N802
-        self, request_iterator: AsyncIterator[containers_pb2.WriteFileRequest], _context: Context
+        self, request_iterator: AsyncIterator[containers_pb2.WriteFileRequest], context: Context
     ) -> containers_pb2.FileInfo:
         """Receive a file, which is there wholly or not at all."""
-        upload = _Upload(request_iterator)
+        upload = _Upload(request_iterator, context)
         with self._recorded("container_file_write") as record:
             start = await upload.start()
             record.fields |= {"container_id": start.container_id, "path": start.path}
@@ -234,8 +234,9 @@ class _Pieces:
 class _Upload:
     """The messages of a WriteFile."""
 
-    def __init__(self, messages: AsyncIterator[containers_pb2.WriteFileRequest]) -> None:
+    def __init__(self, messages: AsyncIterator[containers_pb2.WriteFileRequest], context: Context) -> None:
         self._messages = messages
+        self._context = context
         self._patience = PATIENCE_SECONDS
 
     async def start(self) -> containers_pb2.WriteFileStart:
@@ -249,6 +250,9 @@ class _Upload:
         """The next bytes; None: there are no more. Raises INVALID_FIELD, DEADLINE."""
         message = await self._next()
         if message is None:
+            # The messages of a call that broke off end like those of a complete one, and grpc.aio cancels the
+            # handler only after that. Such a call can send nothing any more: this fails, or is cancelled.
+            await self._context.send_initial_metadata(())
             return None
         if message.WhichOneof("part") != "chunk":
             raise invalid_field("part", "must be chunk in every message after the first", "order")
