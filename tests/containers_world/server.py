@@ -11,7 +11,7 @@ from clawbox_client import SyncClient
 from tests.live import LiveServer, running
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 SETTINGS = """
@@ -34,11 +34,20 @@ def settings(home: Path, engine_url: str, containers: str = "", more: str = "") 
 
 @contextlib.contextmanager
 def containers_server(
-    home: Path, engine_url: str, containers: str = "", more: str = ""
+    home: Path,
+    engine_url: str,
+    containers: str = "",
+    more: str = "",
+    *,
+    wrapper: Sequence[str] = (),
+    **environment: str,
 ) -> Iterator[LiveServer]:
-    """A server in a process of its own whose Containers say SERVING; ``home`` may be an earlier one's."""
+    """A server in a process of its own whose Containers say SERVING; ``home`` may be an earlier one's.
+
+    ``wrapper`` is a command that ends by executing its arguments.
+    """
     text = "" if (home / "config.toml").exists() else settings(home, engine_url, containers, more)
-    with running(home, text) as server:
+    with running(home, text, wrapper=wrapper, **environment) as server:
         wait_for_containers(server)
         yield server
 

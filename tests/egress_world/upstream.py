@@ -131,11 +131,12 @@ class Upstream:
         default: Handler | None = None,
         tls: ssl.SSLContext | None = None,
         host: str = "127.0.0.1",
+        port: int = 0,
     ) -> None:
         self.routes: dict[str, Handler] = dict(routes or {})
         self.default = default
         self.host = host
-        self.port = 0
+        self.port = port
         self.seen: list[Seen] = []
         """Every request whose head has come, oldest first."""
         self.connections = 0
@@ -186,7 +187,7 @@ class Upstream:
         if self._tls is not None:
             self._tls.sni_callback = self._note_name
         self._server = await asyncio.start_server(
-            self._accept, self.host, 0, ssl=self._tls, family=socket.AF_UNSPEC, limit=1 << 22
+            self._accept, self.host, self.port, ssl=self._tls, family=socket.AF_UNSPEC, limit=1 << 22
         )
         self.port = self._server.sockets[0].getsockname()[1]
         return self

@@ -25,7 +25,7 @@ from clawbox.egress.vault import MasterKey, Vault
 from tests.egress_world import Handler, Seen, TestCa, Upstream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator, Mapping
+    from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 
 KEY = "ef" * 32
 SECRET = "sk-live-4f8a1c0e7d3b5296"
@@ -52,10 +52,12 @@ exec "$@"
 """
 
 
-def with_hosts(folder: Path) -> list[str]:
-    """The beginning of a command for which all these names are 127.0.0.1. Fails where that cannot be."""
+def with_hosts(
+    folder: Path, names: Sequence[str] = (*ALLOWED, REFUSED), address: str = "127.0.0.1"
+) -> list[str]:
+    """The beginning of a command for which all these names are one address. Fails where that cannot be."""
     hosts, switch = folder / "hosts", folder / "nsswitch.conf"
-    hosts.write_text(f"127.0.0.1 localhost\n127.0.0.1 {' '.join([*ALLOWED, REFUSED])}\n")
+    hosts.write_text(f"127.0.0.1 localhost\n{address} {' '.join(names)}\n")
     switch.write_text("hosts: files\n")
     inner = ["sh", "-euc", _MOUNT, "sh", str(hosts), str(switch)]
     commands = [["unshare", "--mount", *inner]]
@@ -64,9 +66,9 @@ def with_hosts(folder: Path) -> list[str]:
         commands = [["unshare", "--map-root-user", "--mount", *inner, *again]]
     for command in commands:
         tried = subprocess.run(
-            [*command, "getent", "hosts", ALLOWED[0]], capture_output=True, text=True, check=False
+            [*command, "getent", "hosts", names[0]], capture_output=True, text=True, check=False
         )
-        if tried.returncode == 0 and tried.stdout.startswith("127.0.0.1 "):
+        if tried.returncode == 0 and tried.stdout.startswith(f"{address} "):
             return command
     pytest.fail(f"needs root or user namespaces, for an /etc/hosts of its own: {tried.stderr}")
 
