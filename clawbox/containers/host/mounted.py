@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from contextlib import suppress
+import stat
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
@@ -14,7 +15,7 @@ from clawbox.containers.host.processes import PROC
 from clawbox.containers.mounts import Mount, MountError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from types import TracebackType
 
 _RESOLVE_NO_MAGICLINKS: Final = 0x02
@@ -26,7 +27,7 @@ _OWN: Final = frozenset({"proc", "sysfs", "tmpfs", "devpts", "mqueue"})
 _SHARED: Final = frozenset({"cgroup", "cgroup2"})
 """Those of which it sees its own part of the host's."""
 _ENGINES: Final = frozenset({"/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/sbin/docker-init"})
-"""Where an engine mounts files of its own."""
+"""Where an engine mounts files of its own, as it names them: links of the image lead on from there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +114,11 @@ class OpenedMounts:
                         yield f"{mount.target} shares mounts with the host"
                 finally:
                     os.close(seen)
+            ours |= _engines_own(root, points)
         finally:
             os.close(root)
         for point in points.values():
-            known = point.mount_id in ours or point.target in _ENGINES or point.target == "/"
+            known = point.mount_id in ours or point.target == "/"
             new = point.kind in _OWN and point.device not in hosts
             if not (known or new or point.kind in _SHARED):
                 yield f"{point.target} is mounted too"
@@ -131,6 +133,32 @@ def _open_in(root: int, target: str) -> int:
         0,
         _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS,
     )
+
+
+def _engines_own(root: int, points: Mapping[int, _MountPoint]) -> set[int]:
+    """Mounts of the engine's files, wherever they are: most images have /sbin as a link to /usr/sbin.
+
+    A file that is mounted by itself, and no folder in which an image's links find one of these names.
+    """
+    found = set()
+    for target in _ENGINES:
+        with suppress(OSError), _opened(root, target) as seen:
+            point = points.get(_mount_id(seen))
+            if point is None or not stat.S_ISREG(os.fstat(seen).st_mode):
+                continue
+            with _opened(root, point.target) as mounted:
+                if os.path.sameopenfile(seen, mounted):
+                    found.add(point.mount_id)
+    return found
+
+
+@contextmanager
+def _opened(root: int, target: str) -> Iterator[int]:
+    descriptor = _open_in(root, target)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _mount_id(descriptor: int) -> int:

@@ -139,6 +139,29 @@ async def test_rule_79_a_mount_that_is_missing_is_noticed(start):
     assert "/etc/passwd" in said
 
 
+@pytest.mark.parametrize("sbin", ["usr/sbin", "usr/bin"])
+async def test_rule_79_the_engines_own_files_may_be_where_links_of_the_image_lead(start, images, sbin):
+    linked = images(files={f"{sbin}/true": b"", "sbin": sbin, "etc/resolv.conf": "../run/resolv.conf"})
+
+    started = start(change=lambda body: body.update(Image=linked))
+
+    await check_gate(started.pid, started.terms())
+
+
+async def test_rule_79_no_folder_is_the_engines_own_because_a_link_of_the_image_leads_there(
+    start, images, tmp_path
+):
+    linked = images(files={"host/true": b"", "sbin": "host"})
+    (tmp_path / "docker-init").write_bytes(b"")
+
+    def change(body):
+        body["Image"] = linked
+        body["HostConfig"]["Init"] = False
+        body["HostConfig"]["Mounts"].append({"Type": "bind", "Source": str(tmp_path), "Target": "/host"})
+
+    assert "/host is mounted too" in await differences(start(change=change))
+
+
 @pytest.mark.parametrize("target", ["/run/clawbox", "/etc/passwd", "/etc/group"])
 async def test_rule_79_a_mount_that_can_be_written_is_noticed(start, target):
     said = await differences(start(change=lambda body: mount(body, target, ReadOnly=False)))
