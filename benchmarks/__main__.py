@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import egress, executions, harness
+from benchmarks import containers, egress, executions, harness
 from benchmarks.harness import Row
 
 if TYPE_CHECKING:
@@ -29,17 +29,19 @@ def main() -> None:
     parser.add_argument(
         "--seconds", type=float, default=4.0, help="how long each row of a server is measured"
     )
-    parser.add_argument("--only", choices=("server", "egress"), help="one part alone")
+    parser.add_argument("--only", choices=("server", "egress", "containers"), help="one part alone")
     arguments = parser.parse_args()
     console = Console()
     console.print(f"clawbox benchmarks on {harness.machine()}")
     table = Table("what", "measured", "target", "", show_lines=True)
     with harness.workspace() as folder:
         rows: list[Row] = []
-        if arguments.only != "egress":
+        if arguments.only in (None, "server"):
             rows += _server(folder, arguments.seconds)
-        if arguments.only != "server":
+        if arguments.only in (None, "egress"):
             rows += egress.rows(folder)
+        if arguments.only in (None, "containers"):
+            rows += containers.rows(folder)
     for row in rows:
         table.add_row(row.what, row.measured, row.target, _MET[row.met])
     console.print(table)
