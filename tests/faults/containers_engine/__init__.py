@@ -1,0 +1,1 @@
+"""Engine, server and sidecars of containers die, and what happens to containers that nobody here did."""
