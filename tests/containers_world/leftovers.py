@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import re
 import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,7 +48,8 @@ class Leftovers:
 
     def rows(self) -> list[tuple[str, str]]:
         """Ids and states in the state file; only while no server holds it."""
-        with sqlite3.connect(f"file:{self.home}/state.db?mode=ro", uri=True) as database:
+        opened = sqlite3.connect(f"file:{self.home}/state.db?mode=ro", uri=True)
+        with contextlib.closing(opened) as database:
             return database.execute("SELECT container_id, state FROM containers ORDER BY 1").fetchall()
 
     def mounts(self) -> list[str]:
@@ -65,7 +66,7 @@ class Leftovers:
                 name = Path(f"/proc/{pid}/comm").read_text().strip()
             except (FileNotFoundError, ProcessLookupError):
                 continue
-            if re.search("sidecar", name):
+            if name == "clawbox-egress":
                 found.append(pid)
         return found
 
