@@ -198,7 +198,7 @@ def build_exec(plan: ExecPlan) -> Body:
 
 
 def _host_config(plan: ContainerPlan) -> Body:
-    limits = plan.identity.grant.limits
+    identity, limits = plan.identity, plan.identity.grant.limits
     memory = limits.memory_mb * _MIB
     config: Body = {
         "NetworkMode": _network(plan),
@@ -232,7 +232,8 @@ def _host_config(plan: ContainerPlan) -> Body:
             {"Name": "nofile", "Soft": plan.engine.open_files, "Hard": plan.engine.open_files},
         ],
         "Tmpfs": {
-            TMP: _tmpfs(_TMP_BYTES),
+            # The container's own: runc up to 1.1 gives it the mode that /tmp has in the image, mode= or not.
+            TMP: f"{_tmpfs(_TMP_BYTES)},uid={identity.uid},gid={identity.gid}",
             # Without an IPC namespace that others can join the engine mounts none; semaphores need it.
             "/dev/shm": _tmpfs(_SHM_BYTES),  # noqa: S108 - the container's, not the server's
         },

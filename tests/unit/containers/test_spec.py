@@ -109,7 +109,7 @@ def test_the_whole_host_part_is_what_is_promised():
             {"Name": "nofile", "Soft": 4096, "Hard": 4096},
         ],
         "Tmpfs": {
-            "/tmp": "rw,noexec,nosuid,nodev,size=268435456,mode=1777",
+            "/tmp": "rw,noexec,nosuid,nodev,size=268435456,mode=1777,uid=900001,gid=900001",
             "/dev/shm": "rw,noexec,nosuid,nodev,size=67108864,mode=1777",
         },
         "Binds": [],
