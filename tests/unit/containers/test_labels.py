@@ -11,8 +11,8 @@ from clawbox.containers.labels import (
     Identity,
     check_labels,
     from_labels,
-    mac_text,
     mac_of,
+    mac_text,
     sealed,
     to_labels,
 )
