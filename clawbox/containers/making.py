@@ -30,7 +30,7 @@ from clawbox.containers.narrowing import Isolation
 from clawbox.containers.quarters import Quarters
 from clawbox.containers.spec import ContainerPlan, HostFolders, bind_mounts, build, engine_name
 from clawbox.containers.states import Started, after, expiry
-from clawbox.containers.uninterrupted import uninterrupted
+from clawbox.containers.uninterrupted import meanwhile, uninterrupted
 from clawbox.containers.users import User
 from clawbox.containers.way_out import TOKEN_BYTES, digest, listen, open_way_out, variables
 from clawbox.errors import ClawboxError, Reason
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from clawbox.containers.record import Container
     from clawbox.containers.terms import Surroundings
     from clawbox.containers.wanted import Wanted
+    from clawbox.egress.sandbox_door import SandboxDoor
 
 RELEASE_SECONDS: Final = 10.0
 """How long a gate may take to come to its FIFO and go on."""
@@ -71,20 +72,25 @@ class Making:
         """
         container, quarters = await self._prepare(container)
         # The row first: whatever is found at the engine later has one, or is nobody's.
-        await self._around.registry.put(container)
-        plan = await self._plan(container, quarters)
+        async with meanwhile(self._around.registry.put(container)) as keeping:
+            await self._make_folder(quarters)
+            plan = await self._plan(container, quarters)
+            await keeping
         mounts = bind_mounts(plan.folders, workspace_read_only=container.identity.workspace_read_only)
         try:
             opened = await asyncio.to_thread(_opened, mounts)
         except MountError as error:
             raise _unsafe(container, error) from error
         with opened:
-            quarters.engine_id = await self._create(container, quarters, plan)
+            quarters.engine_id = await self._create(container, plan)
             container = replace(container, engine_id=quarters.engine_id)
-            return await self._start(container, quarters, opened)
+            # It takes the engine many times as long to start a container as to make one, mostly waiting.
+            way_out = open_way_out(container.identity, quarters, self._entry.local, self._around)
+            async with meanwhile(way_out) as opening:
+                return await self._start(container, quarters, opened, opening)
 
     async def _prepare(self, container: Container) -> tuple[Container, Quarters]:
-        """Its user, workspace and folder, and who it is from now on."""
+        """Its user and workspace, and who it is from now on."""
         around, entry, facts = self._around, self._entry, self._image.facts
         asked = self._call.workspace
         command = container_command(
@@ -109,19 +115,21 @@ class Making:
             token_sha256=digest(self._token),
             stop_signal=stop_signal(facts),
         )
-        folder = around.folders.container(entry.container_id)
-        entry.lasting.add("its folder", lambda: asyncio.to_thread(folder.remove))
-        await uninterrupted(asyncio.to_thread(folder.make, user, WORKSPACE, around.machine))
         entry.quarters = quarters = Quarters(
             container_id=entry.container_id,
             engine_id="",
             user=user,
-            folder=folder,
+            folder=around.folders.container(entry.container_id),
             workspace=workspace,
             door=None,
             max_output_bytes=identity.grant.limits.max_output_bytes,
         )
         return replace(container, identity=identity, command=command, pull=None), quarters
+
+    async def _make_folder(self, quarters: Quarters) -> None:
+        folder = quarters.folder
+        self._entry.lasting.add("its folder", lambda: asyncio.to_thread(folder.remove))
+        await uninterrupted(asyncio.to_thread(folder.make, quarters.user, WORKSPACE, self._around.machine))
 
     def _own_user(self) -> User:
         uids = self._around.uids
@@ -152,24 +160,24 @@ class Making:
             way_out=variables(identity, self._token),
         )
 
-    async def _create(self, container: Container, quarters: Quarters, plan: ContainerPlan) -> str:
-        """Make it at the engine, and meanwhile its sidecar, which is there before it can start."""
+    async def _create(self, container: Container, plan: ContainerPlan) -> str:
+        """Make it at the engine; returns what the engine calls it."""
         around, entry = self._around, self._entry
-        name = engine_name(entry.container_id)
-        body = build(plan)
+        name = engine_name(container.container_id)
         entry.lasting.add("its container", lambda: around.backend.remove(name))
-        creating = asyncio.ensure_future(uninterrupted(around.backend.create(name, body)))
         try:
-            quarters.door = await open_way_out(container.identity, quarters, entry.local, around)
-            return await asyncio.shield(creating)
+            return await uninterrupted(around.backend.create(name, build(plan)))
         except EngineError as error:
             raise _refused(error) from error
-        finally:
-            creating.cancel()
-            await asyncio.wait([creating])
 
-    async def _start(self, container: Container, quarters: Quarters, opened: OpenedMounts) -> Container:
-        """Start it, check it and open its listener while its gate waits; then let it go."""
+    async def _start(
+        self,
+        container: Container,
+        quarters: Quarters,
+        opened: OpenedMounts,
+        opening: asyncio.Task[SandboxDoor],
+    ) -> Container:
+        """Start it, and while its gate waits check it, and have its way out serve it; then let it go."""
         around = self._around
         with quarters.folder.fifo() as fifo:
             try:
@@ -185,6 +193,7 @@ class Making:
                 )
             await occupy(self._entry, facts.pid, quarters)
             await self._check(container, quarters, opened, facts.runtime)
+            quarters.door = await opening
             egress, detail = await listen(container.identity, quarters)
             for companion in around.companions:
                 await companion.began(container, quarters, adopted=False)

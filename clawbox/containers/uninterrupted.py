@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import AsyncIterator, Coroutine
 
 T = TypeVar("T")
 
@@ -29,3 +30,26 @@ async def uninterrupted(work: Coroutine[object, object, T]) -> T:
             task.exception()  # whoever was cancelled does not ask
         raise cancelled
     return task.result()
+
+
+@asynccontextmanager
+async def meanwhile(work: Coroutine[object, object, T]) -> AsyncIterator[asyncio.Task[T]]:
+    """Do ``work`` beside the block, which awaits the task it is given for the result.
+
+    Left before that, by an error or cancelled, the block ends when the work has ended, cancelled too.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        cancelled = None
+        while not task.done():
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if not task.cancelled():
+            task.exception()  # whoever left the block before does not ask
+        if cancelled is not None:
+            raise cancelled

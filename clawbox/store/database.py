@@ -96,6 +96,8 @@ class Database:
             try:
                 async with self._engine.begin() as connection:
                     result = await work(connection)
+                    reserve = self.reserve if writes else None
+                    short = reserve is not None and await reserve.is_short(connection)
             except (SQLAlchemyError, sqlite3.Error, OSError) as error:
                 self._failed(error)
                 raise ClawboxError(
@@ -109,8 +111,8 @@ class Database:
             if self.failure:
                 _log.warning("the state can be written again", place=self.place)
                 self.failure = ""
-            if self.reserve is not None:
-                await self.reserve.keep(self._engine)
+            if reserve is not None and short:
+                await reserve.keep(self._engine)
             return result
 
     def _failed(self, error: Exception) -> None:

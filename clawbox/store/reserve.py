@@ -27,7 +27,7 @@ from clawbox.store.tables import RESERVE
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sqlalchemy.ext.asyncio import AsyncEngine
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 RESERVE_BYTES: Final = 4 << 20
 """In each of both files. The state file is given more when less than half is left."""
@@ -42,24 +42,27 @@ class Reserve:
     def __init__(self, path: Path) -> None:
         self._wal = path.with_name(f"{path.name}-wal")
         self._next_try = 0.0
+        self._page_bytes = 0
         self.problem = "nothing is written yet"
         """Why there is less room than there should be; empty: there is all of it."""
 
+    async def is_short(self, connection: AsyncConnection) -> bool:
+        """Whether :meth:`keep` has something to do, as a transaction sees it that is about to end."""
+        if self.problem:
+            return time.monotonic() >= self._next_try
+        return await self._free(connection) < RESERVE_BYTES // 2
+
     async def keep(self, engine: AsyncEngine) -> None:
-        """Have the room that is missing set aside; never raises, and is cheap when none is.
+        """Have the room that is missing set aside; never raises.
 
         Both ways it is a transaction of its own: what was written before is not touched.
         """
-        now = time.monotonic()
-        if self.problem and now < self._next_try:
-            return
-        self._next_try = now + _RETRY_EVERY_S
+        self._next_try = time.monotonic() + _RETRY_EVERY_S
         before, self.problem = self.problem, ""
         try:
             async with engine.begin() as connection:
-                free = (await connection.exec_driver_sql("PRAGMA freelist_count")).scalar_one()
-                size = (await connection.exec_driver_sql("PRAGMA page_size")).scalar_one()
-            if free * size < RESERVE_BYTES // 2:
+                short = await self._free(connection) < RESERVE_BYTES // 2
+            if short:
                 async with engine.begin() as connection:
                     await connection.exec_driver_sql(
                         f"INSERT INTO {RESERVE.name} VALUES (randomblob({RESERVE_BYTES}))"  # noqa: S608
@@ -75,6 +78,13 @@ class Reserve:
             self.problem = error.strerror or str(error)
         if self.problem and self.problem != before:
             _log.warning("no room is kept for the state on its disk", problem=self.problem)
+
+    async def _free(self, connection: AsyncConnection) -> int:
+        """Bytes of the file that are set aside and hold nothing."""
+        if not self._page_bytes:
+            self._page_bytes = (await connection.exec_driver_sql("PRAGMA page_size")).scalar_one()
+        free = (await connection.exec_driver_sql("PRAGMA freelist_count")).scalar_one()
+        return int(free) * self._page_bytes
 
 
 def _allocate(path: Path) -> None:

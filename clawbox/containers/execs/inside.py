@@ -28,7 +28,7 @@ from clawbox.containers.host.processes import (
     send_signal,
 )
 from clawbox.containers.spec import ExecPlan, build_exec
-from clawbox.containers.uninterrupted import uninterrupted
+from clawbox.containers.uninterrupted import meanwhile, uninterrupted
 from clawbox.errors import ClawboxError, Reason, invalid_field
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ CODE_SECONDS: Final = 5.0
 KILL_SECONDS: Final = 5.0
 _FIRST_PAUSE: Final = 0.001
 _LONGEST_PAUSE: Final = 0.05
-_EARLY_PAUSE: Final = 0.002
+_EARLY_PAUSE: Final = 0.001
 _EARLY_SECONDS: Final = 0.5
 """A process is mostly there after 50 ms: until then it is asked for at short intervals."""
 _ASK_SECONDS: Final = 0.1
@@ -122,8 +122,9 @@ class InsideProcess:
             tty=order.tty,
         )
         body = build_exec(plan)
-        self._fifo = await uninterrupted(asyncio.to_thread(folder.make_fifo, self._name))
-        self.exec_id = await self._backend.create_exec(quarters.engine_id, body)
+        async with meanwhile(self._backend.create_exec(quarters.engine_id, body)) as creating:
+            self._fifo = await uninterrupted(asyncio.to_thread(folder.make_fifo, self._name))
+            self.exec_id = await creating
         await uninterrupted(self._open_stream(order))
         # Made while the engine starts the process.
         await uninterrupted(asyncio.to_thread(self.cgroup.make))

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 _FLAGS = os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
 _FIRST_PAUSE = 0.0005
+_EARLY_PAUSE = 0.001
+_EARLY_SECONDS = 0.05
+"""A gate that waits takes its byte at once: until then it is looked at often."""
 _LONGEST_PAUSE = 0.02
 
 
@@ -152,16 +155,19 @@ class _Pauses:
     """Pauses that grow, until a time."""
 
     def __init__(self, timeout: float) -> None:
-        self._until = time.monotonic() + timeout
+        self._began = time.monotonic()
+        self._until = self._began + timeout
         self._next = _FIRST_PAUSE
 
     async def wait(self) -> bool:
         """Pause; False: the time is over."""
-        left = self._until - time.monotonic()
+        now = time.monotonic()
+        left = self._until - now
         if left <= 0:
             return False
         await asyncio.sleep(min(self._next, left))
-        self._next = min(self._next * 2, _LONGEST_PAUSE)
+        longest = _EARLY_PAUSE if now - self._began < _EARLY_SECONDS else _LONGEST_PAUSE
+        self._next = min(self._next * 2, longest)
         return True
 
 
