@@ -2,7 +2,8 @@
 
 Starts a server on free ports with settings of its own in a temporary folder, runs Python and JavaScript in
 fresh sandboxes over gRPC, shows that the sandboxes hold, lets code reach one host and no other, with a key
-that it never sees, shows a refused token, and removes everything.
+that it never sees, does the same with a container where there is a Docker engine, shows a refused token, and
+removes everything, also when it is interrupted.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from typing import TYPE_CHECKING
 from clawbox_client import ClawboxError, SyncClient
 
 from examples.demo import api as demo_api
-from examples.demo import outside
+from examples.demo import containers, outside
 from examples.demo.screen import console, expect, failures, show, step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import FrameType
 
 CLAWBOX = Path(sys.executable).with_name("clawbox")
 
@@ -47,7 +49,10 @@ def server(home: Path, environment: dict[str, str]) -> Iterator[tuple[str, str]]
     log = home / "server.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [CLAWBOX, "serve", "--config", home / "config.toml"], env=env, stderr=output
+            [CLAWBOX, "serve", "--config", home / "config.toml"],
+            env=env,
+            stderr=output,
+            start_new_session=True,  # Ctrl-C is for the demo, which then ends the server
         )
         try:
             address = f"127.0.0.1:{port}"
@@ -61,7 +66,11 @@ def server(home: Path, environment: dict[str, str]) -> Iterator[tuple[str, str]]
             yield address, (home / "token").read_text().strip()
         finally:
             process.send_signal(signal.SIGTERM)
-            process.wait(30)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
 
 
 MANDELBROT = """
@@ -142,10 +151,32 @@ def refused(address: str) -> None:
             expect("the call is refused", holds=False)
 
 
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    """End by unwinding, once: another signal does not end the removal of what there is."""
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     """Run the demo."""
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, _interrupt)
+    try:
+        demo()
+    except KeyboardInterrupt:
+        console.print("\nInterrupted. The server has ended, and everything is removed.")
+        raise SystemExit(130) from None
+
+
+def demo() -> None:
+    """Show everything, and leave nothing."""
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="clawbox-demo-") as folder, demo_api.serving() as api:
+    with (
+        tempfile.TemporaryDirectory(prefix="clawbox-demo-") as folder,
+        demo_api.serving() as api,
+        containers.ground() as ground,
+    ):
         home = Path(folder, "clawbox")
         # Nothing of the caller's settings: the demo shows clawbox, not this machine's configuration.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("CLAWBOX_")}
@@ -154,6 +185,7 @@ def main() -> None:
             with step("Start a server on a free port"):
                 subprocess.run([CLAWBOX, "init", "--dir", home], check=True, stdout=subprocess.DEVNULL)
                 outside.settings(home, api)
+                containers.settings(home, api)
                 address, token = stack.enter_context(server(home, environment))
                 show("address", address)
             with SyncClient(address, token=token) as client:
@@ -162,6 +194,7 @@ def main() -> None:
                 outside.allow(client, home, api, environment)
                 outside.requests(client, api)
                 outside.audit(client, home)
+                containers.containers(client, ground, api)
             refused(address)
             with step("Stop the server and remove its folder"):
                 stack.close()

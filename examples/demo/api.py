@@ -24,7 +24,8 @@ from cryptography.x509.oid import NameOID
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-HOST = "127.0.0.1"
+HOST = "127.0.0.2"
+"""Of this machine, like 127.0.0.1; but programs ask that one past the proxy, as what is their own."""
 
 
 @dataclass
@@ -39,10 +40,13 @@ class Api:
     bodies: list[bytes] = field(default_factory=list)
     """What arrived of each request's body."""
 
+    host: str = HOST
+    """Its address."""
+
     @property
     def url(self) -> str:
         """Where it is."""
-        return f"https://{HOST}:{self.port}"
+        return f"https://{self.host}:{self.port}"
 
 
 @contextlib.contextmanager

@@ -23,11 +23,11 @@ CREDENTIAL = "demo-api"
 
 SETTINGS = """
 [tool_policy]
-network_allowlist = [{{ host = "127.0.0.1", ports = [{port}] }}]
+network_allowlist = [{{ host = "{host}", ports = [{port}] }}]
 allowed_credentials = ["{credential}"]
 
 [egress]                              # only because the demo's API is on this machine, with a CA of its own
-trusted_networks = ["127.0.0.1/32"]
+trusted_networks = ["{host}/32"]
 upstream_ca = ["api-ca.pem"]
 """
 
@@ -56,14 +56,17 @@ def settings(home: Path, api: Api) -> None:
     """Let tools reach the API, and use its key there."""
     Path(home, "api-ca.pem").write_text(api.ca_pem)
     with Path(home, "config.toml").open("a") as file:
-        file.write(SETTINGS.format(port=api.port, credential=CREDENTIAL))
+        file.write(SETTINGS.format(host=api.host, port=api.port, credential=CREDENTIAL))
 
 
 def allow(client: SyncClient, home: Path, api: Api, environment: dict[str, str]) -> None:
     """Keep the API's key, and say in Python's manifest what its code may reach."""
     with step("An operator lets Python reach one API, and keeps the key for it"):
-        show("settings", "\n".join(SETTINGS.format(port=api.port, credential=CREDENTIAL).split("\n")[1:4]))
-        command = f"creds add --name {CREDENTIAL} --domain 127.0.0.1 --port {api.port}"
+        show(
+            "settings",
+            "\n".join(SETTINGS.format(host=api.host, port=api.port, credential=CREDENTIAL).split("\n")[1:4]),
+        )
+        command = f"creds add --name {CREDENTIAL} --domain {api.host} --port {api.port}"
         show("$ clawbox", f"{command}   (the key is on stdin)")
         subprocess.run(
             [CLAWBOX, *command.split(), "--config", home / "config.toml"],
@@ -75,7 +78,7 @@ def allow(client: SyncClient, home: Path, api: Api, environment: dict[str, str])
         )
         manifest: Any = client.get_tool("python").manifest
         manifest |= {
-            "network": {"allowlist": [{"host": "127.0.0.1", "ports": [api.port]}]},
+            "network": {"allowlist": [{"host": api.host, "ports": [api.port]}]},
             "credentials": {"available": [CREDENTIAL]},
         }
         client.register_tool(manifest)
@@ -110,7 +113,7 @@ def audit(client: SyncClient, home: Path) -> None:
         with client.watch_audit(after_sequence=0, kinds=["egress"], deadline=10) as stream:
             rows = list(itertools.islice(stream, 3))
         for row in rows:
-            show(row.decision, _line(row))
+            show(row.decision, describe_egress(row))
         reasons = [row.fields.get("reason", "") for row in rows]
         expect("there is a row for each", holds=reasons == ["", "host_not_allowed", "leak_detected"])
     with step("A log that was tampered with would show it"):
@@ -121,7 +124,7 @@ def audit(client: SyncClient, home: Path) -> None:
         expect("the log is whole", holds=verdict.returncode == 0)
 
 
-def _line(row: AuditRow) -> str:
+def describe_egress(row: AuditRow) -> str:
     """The more telling part of a row."""
     fields: Any = row.fields
     words = [f"row {row.sequence}: {fields['method']} {fields['scheme']}://{fields['host']}{fields['path']}"]
