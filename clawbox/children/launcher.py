@@ -85,7 +85,10 @@ class Launcher:
         kinds: Mapping[str, str],
         uids: UidRange | None,
         changed: Callable[[], None] = lambda: None,
+        *,
+        at_once: bool = True,
     ) -> None:
+        """``at_once``: the forkserver is started by entering; else with the first child that is asked for."""
         self._kinds = dict(kinds)
         self._name = "+".join(kinds)
         self._uids = uids
@@ -105,18 +108,20 @@ class Launcher:
         self._starts = 0
         self._decoder = msgspec.msgpack.Decoder(Reply)
         self._encoder = msgspec.msgpack.Encoder()
+        self._at_once = at_once
         self._supervisor: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        self._supervisor = asyncio.create_task(self._supervise(), name=f"forkserver {self._name}")
+        if self._at_once:
+            self._start()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._supervisor is not None
-        self._supervisor.cancel()
-        await asyncio.wait([self._supervisor])
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            await asyncio.wait([self._supervisor])
         children = list(self._children)
         for child in children:
             child.kill()
@@ -210,7 +215,12 @@ class Launcher:
         self._next_id += 1
         return self._next_id
 
+    def _start(self) -> None:
+        self._supervisor = asyncio.create_task(self._supervise(), name=f"forkserver {self._name}")
+
     async def _connected(self) -> socket.socket:
+        if self._supervisor is None:
+            self._start()
         while self._socket is None or self._status is None:
             if self._failures >= FAILURES_TOLERATED:
                 raise ChildrenUnavailableError(

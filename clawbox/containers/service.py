@@ -118,7 +118,7 @@ async def container_service(
         execs = await stack.enter_async_context(
             Execs(backend, taken=_uids(config), shapes=settings.redact_shapes)
         )
-        launcher = await stack.enter_async_context(Launcher({KIND: KIND_OBJECT}, None))
+        launcher = await stack.enter_async_context(Launcher({KIND: KIND_OBJECT}, None, at_once=False))
         around = Surroundings(
             backend=backend,
             registry=Registry(store.containers),

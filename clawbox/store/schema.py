@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 
 from clawbox.errors import ClawboxError, Reason
 
@@ -17,6 +14,10 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
+_VERSION: Final = re.compile(r"r([0-9]{4})_[a-z0-9_]+\.py")
+"""Of a migration's file: its revision, each of which follows the one before."""
+_RECORD: Final = sa.Table("alembic_version", sa.MetaData(), sa.Column("version_num", sa.String(32)))
+"""Where alembic keeps which revision it was that it ran last."""
 
 
 def upgrade(connection: Connection, place: str) -> None:
@@ -25,6 +26,14 @@ def upgrade(connection: Connection, place: str) -> None:
     ``connection`` is in a transaction. Raises STATE_UNAVAILABLE where a newer clawbox wrote, or where the
     tables are another program's: then nothing is changed.
     """
+    if _is_newest(connection):
+        return
+    # Only now: it is 10 MB and 100 ms, and as a rule there is nothing to migrate.
+    from alembic import command  # noqa: PLC0415
+    from alembic.config import Config  # noqa: PLC0415
+    from alembic.runtime.migration import MigrationContext  # noqa: PLC0415
+    from alembic.script import ScriptDirectory  # noqa: PLC0415
+
     config = Config(attributes={"connection": connection})
     # Interpolated by configparser: a % in the path is written twice.
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
@@ -49,3 +58,16 @@ def upgrade(connection: Connection, place: str) -> None:
         )
     if found != set(scripts.get_heads()):
         command.upgrade(config, "head")
+
+
+def _is_newest(connection: Connection) -> bool:
+    """Whether the newest migration, and nothing but it and those before, was run."""
+    if not sa.inspect(connection).has_table(_RECORD.name):
+        return False
+    found = connection.execute(_RECORD.select()).scalars().all()
+    known = [
+        matched[1]
+        for path in (MIGRATIONS / "versions").iterdir()
+        if (matched := _VERSION.fullmatch(path.name))
+    ]
+    return found == [max(known, default="")]
