@@ -13,6 +13,7 @@ below the root folder on the host, so one sandbox's uid is no right to another's
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import hashlib
 import logging
 import os
@@ -28,6 +29,7 @@ import msgspec
 
 from clawbox.containers.host import trees
 from clawbox.containers.host.folders import prepare
+from clawbox.containers.mounts import MountError
 from clawbox.containers.uninterrupted import uninterrupted
 from clawbox.errors import ClawboxError, Reason, invalid_field
 
@@ -82,7 +84,8 @@ class _Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Workspaces:
     """All workspaces of one server; an async context manager, which deletes what is to be deleted.
 
-    Entering raises MountError when others could change what is mounted (docs/security.md, 78).
+    Entering raises MountError when others could change what is mounted (docs/security.md, 78), and when
+    another server has the root folder: either would take the other's workspaces for abandoned ones.
     """
 
     def __init__(self, root: Path, max_bytes: int) -> None:
@@ -93,11 +96,13 @@ class Workspaces:
         self._users: dict[tuple[str, str], str] = {}
         """Which container has which workspace, by owner and id."""
         self._held = AsyncExitStack()
+        self._lock = -1
         self._thrown = asyncio.Event()
         self._deleted: dict[str, asyncio.Event] = {}
 
     async def __aenter__(self) -> Self:
         await asyncio.to_thread(self._open)
+        self._held.callback(os.close, self._lock)
         group = await self._held.enter_async_context(asyncio.TaskGroup())
         sweeper = group.create_task(self._sweep(), name="delete workspaces")
         self._held.callback(sweeper.cancel)
@@ -228,7 +233,18 @@ class Workspaces:
 
     def _open(self) -> None:
         prepare(self.root)
-        prepare(self._trash)
+        self._lock = os.open(self.root, trees.FOLDER_FLAGS)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            prepare(self._trash)
+        except BaseException as error:
+            os.close(self._lock)
+            if isinstance(error, BlockingIOError):
+                raise MountError(
+                    f"{self.root} has the workspaces of another server that runs: each needs a "
+                    "containers.workspace_root of its own"
+                ) from None
+            raise
 
     def _abandoned(self, known: frozenset[str]) -> list[Path]:
         found = []

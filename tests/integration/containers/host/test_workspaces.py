@@ -149,6 +149,13 @@ async def test_fresh_ones_without_their_container_are_deleted_and_kept_ones_stay
     assert there == [True, False, True, True]
 
 
+async def test_no_two_servers_have_one_folder_of_workspaces(workspaces):
+    second = Workspaces(workspaces.root, 1 << 20)
+
+    with pytest.raises(MountError, match=r"another server .* containers\.workspace_root"):
+        await second.__aenter__()
+
+
 async def test_after_a_restart_a_workspace_is_adopted(tmp_path):
     root, container = tmp_path / "workspaces", new_id()
     async with Workspaces(root, 1) as first:
