@@ -213,7 +213,8 @@ async def build_server(config: Config) -> AsyncIterator[RunningServer]:
                 functools.partial(rpc.health.set, _CONTAINERS)
             )
         if containers.service is None:
-            log.warning("no containers", problem=containers.problem)
+            tell = log.warning if config.containers.enabled else log.info
+            tell("no containers", problem=containers.problem)
         log.info(
             "serving",
             version=__version__,

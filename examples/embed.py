@@ -28,6 +28,9 @@ port = 0
 [logging]
 level = "warning"
 audit_dir = "audit"      # relative to this file, like every path in it
+
+[containers]
+enabled = false          # true, with a workspace_root, where there is Docker and the program is root
 """
 
 

@@ -36,19 +36,20 @@ class ContainersSettings(Settings):
     """Whether containers are served at all."""
 
     docker_url: Text = ""
-    """``unix://`` or ``tcp://`` address of the engine. Empty: ``DOCKER_HOST``, or its usual socket."""
+    """The engine: ``unix:///PATH``, or ``tcp://`` and a loopback address. Empty: ``DOCKER_HOST``, or
+    ``/var/run/docker.sock``."""
     max_containers: Count = 10
-    """Containers at the same time."""
+    """Containers that are active at the same time, whoever's they are; the next is RESOURCE_EXHAUSTED."""
     workspace_root: FilePath = Path("~/.clawbox/workspaces")
-    """Folder of the workspaces."""
+    """Folder of the workspaces; no two servers share one, and nobody but root may write above it."""
     workspace_max_bytes: Bytes = 1_073_741_824
-    """Most that one workspace may hold, in bytes."""
+    """Most that one workspace may hold, in bytes; a container whose workspace holds more is ended."""
     retention_ms: MillisecondsOrZero = 3_600_000
     """How long an ended container and its output stay readable, in milliseconds."""
     runtime: Text = ""
     """Runtime asked of the engine: ``runc``, ``runsc``, ``kata`` … Empty: the engine's default."""
     pull_policy: Literal["never", "missing", "always"] = "missing"
-    """When an image is pulled."""
+    """When an image is pulled: never, when the engine does not have it, or for every container."""
     default_memory_mb: Megabytes = 512
     """Memory of a container where nobody says, in MiB; it has no swap."""
     max_memory_mb: Megabytes = 4096

@@ -90,7 +90,7 @@ class ServerSettings(Settings):
     grace_ms: MillisecondsOrZero = 30_000
     """How long calls may go on after SIGTERM or SIGINT, in milliseconds."""
     on_shutdown: Literal["stop", "leave"] = "stop"
-    """What happens to containers when the server stops: they stop, or stay for the next server. Planned."""
+    """Containers when the server stops: they are stopped too, or left running for the next server."""
     max_connection_age_ms: MillisecondsOrZero = 0
     """Age at which a connection is asked to go away, so that load balancers rebalance. 0: never."""
 
