@@ -12,7 +12,7 @@ from clawbox.containers.execs.events import Exited
 from clawbox.errors import ClawboxError, Reason, invalid_field
 from clawbox.rpc import convert_execs
 from clawbox.rpc.call import current
-from clawbox.rpc.container_methods import ContainerMethods, command_summary
+from clawbox.rpc.container_methods import ContainerMethods, command_summary, names_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
@@ -106,7 +106,7 @@ class ExecMethods(ContainerMethods):
         with self._recorded(
             "container_run",
             container_id=request.container_id,
-            env_names=sorted(request.env),
+            env_names=names_of(request.env),
             user=request.user,
             **command_summary(request.command),
         ) as record:
@@ -126,7 +126,7 @@ class ExecMethods(ContainerMethods):
                 with self._recorded(
                     "container_exec",
                     container_id=start.container_id,
-                    env_names=sorted(start.env),
+                    env_names=names_of(start.env),
                     user=start.user,
                     tty=start.tty,
                     **command_summary(start.command),

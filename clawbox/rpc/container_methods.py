@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from clawbox.audit import Audit, recorded
+from clawbox.containers.environment import MAX_VARIABLES
 from clawbox.rpc import convert_containers
 from clawbox.rpc.call import current
 
@@ -98,3 +99,8 @@ class ContainerMethods:
 def command_summary(command: Sequence[str]) -> dict[str, object]:
     """What an audit row says of a command: arguments can hold secrets, so the program and how many."""
     return {"program": command[0], "arguments": len(command) - 1} if command else {}
+
+
+def names_of(env: Mapping[str, str]) -> list[str] | str:
+    """What an audit row says of variables: their names, or how many when no request may have so many."""
+    return sorted(env) if len(env) <= MAX_VARIABLES else f"{len(env)} variables"

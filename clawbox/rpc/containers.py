@@ -14,14 +14,21 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 from clawbox_client.v1 import capabilities_pb2, containers_pb2, containers_pb2_grpc
 
-from clawbox.containers.calls import Changed, ContainerFilter, Forgotten, Snapshot, WatchEvent
+from clawbox.containers.calls import (
+    Changed,
+    ContainerFilter,
+    Forgotten,
+    Snapshot,
+    SpawnCall,
+    WatchEvent,
+)
 from clawbox.errors import ClawboxError, Reason
 from clawbox.network_rules import ANY_HOST
 from clawbox.rpc import convert_containers, convert_output
 from clawbox.rpc.call import Call, current
 from clawbox.rpc.container_execs import ExecMethods
 from clawbox.rpc.container_files import FileMethods
-from clawbox.rpc.container_methods import command_summary
+from clawbox.rpc.container_methods import command_summary, names_of
 from clawbox.rpc.container_output import OutputMethods
 from clawbox.rpc.limits import StreamLimit
 from clawbox.rpc.paging import page_size, page_start, page_token
@@ -83,10 +90,11 @@ class ContainersServicer(ExecMethods, OutputMethods, FileMethods, containers_pb2
         call = current()
         call.adopt_request_id(request.request_id)
         with self._recorded("container_spawn", **_asked(request)) as record:
+            wanted = convert_containers.spawn_call(request, call.request_id, any_host=self._any_host)
             if request.request_id:
-                made = await self._spawn_once(request, call)
+                made = await self._spawn_once(wanted, _body_digest(request), call)
             else:
-                made = await self._spawn(request, call)
+                made = await self._spawn(wanted, call)
             record.fields |= _made(made)
         return convert_containers.container(made)
 
@@ -101,10 +109,10 @@ class ContainersServicer(ExecMethods, OutputMethods, FileMethods, containers_pb2
     ) -> containers_pb2.ContainersListResponse:
         """List containers, newest first."""
         size = page_size(request.page_size)
-        query = hashlib.sha256(request.filter.SerializeToString(deterministic=True)).hexdigest()
-        after = page_start(request.page_token, "List", query)
         principal = current().principal
         wanted = _seen_by(principal, convert_containers.container_filter(request.filter))
+        query = hashlib.sha256(request.filter.SerializeToString(deterministic=True)).hexdigest()
+        after = page_start(request.page_token, "List", query)
         found = self._manager.list(principal, wanted, after, size + 1)
         response = containers_pb2.ContainersListResponse()
         left = convert_containers.PART_BYTES
@@ -216,22 +224,19 @@ class ContainersServicer(ExecMethods, OutputMethods, FileMethods, containers_pb2
             response.next_page_token = page_token("ListTemplates", "", names[size - 1])
         return response
 
-    async def _spawn(self, request: containers_pb2.SpawnRequest, call: Call) -> Container:
-        wanted = convert_containers.spawn_call(request, call.request_id, any_host=self._any_host)
+    async def _spawn(self, wanted: SpawnCall, call: Call) -> Container:
         began = time.monotonic()
         made = await self._manager.spawn(wanted, call.principal)
         self._metrics.container_spawned(time.monotonic() - began)
         return made
 
-    async def _spawn_once(self, request: containers_pb2.SpawnRequest, call: Call) -> Container:
+    async def _spawn_once(self, wanted: SpawnCall, body: bytes, call: Call) -> Container:
         """The container of this request id: made now, or by an earlier call, then as it is now."""
         principal = call.principal
-        async with self._request_ids.once(
-            principal.name, "Spawn", request.request_id, _body_digest(request)
-        ) as slot:
+        async with self._request_ids.once(principal.name, "Spawn", wanted.request_id, body) as slot:
             if slot.result is not None:
                 return self._manager.find(slot.result.decode(), principal)
-            made = await self._spawn(request, call)
+            made = await self._spawn(wanted, call)
             try:
                 await slot.finish(made.container_id.encode())
             except BaseException:
@@ -303,7 +308,7 @@ def _asked(request: containers_pb2.SpawnRequest) -> dict[str, Any]:
         .lower()
         if request.policy in capabilities_pb2.ExecutionPolicy.values()
         else request.policy,
-        "env_names": sorted(request.env),
+        "env_names": names_of(request.env),
         **command_summary(request.command),
     }
     source = request.WhichOneof("source")

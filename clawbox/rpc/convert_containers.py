@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from clawbox_client.v1 import capabilities_pb2, containers_pb2
 
 from clawbox.containers.calls import ContainerFilter, SpawnCall, WorkspaceCall
+from clawbox.containers.environment import check_environment
 from clawbox.containers.labels import check_labels
 from clawbox.containers.record import EgressState
 from clawbox.containers.spec import engine_name
@@ -61,6 +62,9 @@ def spawn_call(request: containers_pb2.SpawnRequest, request_id: str, *, any_hos
     for name in ("image", "template"):
         if source == name and not getattr(request, name):
             raise invalid_field(name, "is empty; leave it out for the default", "required")
+    # Before they are copied: a request has room for far more of them than any container may have.
+    check_environment(request.env)
+    check_labels(request.labels)
     return SpawnCall(
         task=request.task,
         request_id=request_id,
@@ -96,12 +100,11 @@ def container_filter(message: containers_pb2.ContainerFilter) -> ContainerFilter
     ]
     if unknown:
         raise invalid_fields(unknown)
-    labels = dict(message.labels)
-    check_labels(labels, at="filter.labels")
+    check_labels(message.labels, at="filter.labels")
     return ContainerFilter(
         states=frozenset(_STATES[number] for number in message.states),
         include_finished=message.include_finished,
-        labels=labels,
+        labels=dict(message.labels),
         template=message.template,
         owner=message.owner,
         request_id=message.request_id,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from clawbox_client.v1 import containers_pb2, sandbox_pb2
 
 from clawbox.containers.backend import Stream
+from clawbox.containers.environment import check_environment
 from clawbox.containers.execs.calls import ExecCall, RunCall
 from clawbox.containers.execs.events import Exited, Gap, Output, Started
 from clawbox.errors import invalid_field
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 def exec_call(start: containers_pb2.ExecStart) -> ExecCall:
     """What an Exec asks for, not yet checked."""
+    check_environment(start.env)  # before it is copied
     size = {}
     if start.HasField("size"):
         if not start.tty:
@@ -39,6 +41,7 @@ def exec_call(start: containers_pb2.ExecStart) -> ExecCall:
 
 def run_call(request: containers_pb2.RunCommandRequest, most: int) -> RunCall:
     """What a RunCommand asks for; ``most`` bytes are kept of stdout and stderr each at the most."""
+    check_environment(request.env)  # before it is copied
     asked = most
     if request.HasField("max_output_bytes"):
         asked = request.max_output_bytes

@@ -38,6 +38,7 @@ from clawbox.rpc.limits import (
     UnreadReplies,
 )
 from clawbox.rpc.methods import Access, Method
+from clawbox.rpc.parts import UNCOUNTED_BYTES, RequestShape
 from clawbox.rpc.status import DETAILS_KEY, internal_error, wire_status
 
 if TYPE_CHECKING:
@@ -134,6 +135,7 @@ class _Steps:
         self._method = method
         self._function = handler_function(handler)
         self._decode = handler.request_deserializer or _as_it_is
+        self._shape = _request_shape(handler)
         self._encode = handler.response_serializer or _as_it_is
         self._observe = edge.metrics.rpc_observer(name)
         self._request_streaming = handler.request_streaming
@@ -242,12 +244,12 @@ class _Steps:
         raw = await self._next(context)
         if raw is grpc.aio.EOF:
             raise ClawboxError(Reason.INVALID_MESSAGE, "the call ended without a message")
-        return self._decoded(raw)
+        return await self._decoded(raw)
 
     async def _requests(self, context: Context) -> AsyncIterator[Any]:
         """The messages of a request stream, decoded."""
         while (raw := await self._next(context)) is not grpc.aio.EOF:
-            yield self._decoded(raw)
+            yield await self._decoded(raw)
 
     async def _next(self, context: Context) -> Any:
         if self._read_seconds is None:  # the timer's cost would be a tenth of all these steps
@@ -260,11 +262,13 @@ class _Steps:
                 Reason.DEADLINE, "no message came for {seconds} s", seconds=self._read_seconds
             ) from None
 
-    def _decoded(self, raw: bytes) -> Any:
+    async def _decoded(self, raw: bytes) -> Any:
         # Not in a thread: the protobuf runtime keeps the GIL while it parses, so that a thread would only
         # add its own cost (10 MiB of nulls: 145 ms of loop stall either way).
         if len(raw) > self._max_request_bytes:
             raise _too_large("request", len(raw), self._max_request_bytes)
+        if len(raw) > UNCOUNTED_BYTES and self._shape is not None:
+            await asyncio.to_thread(self._shape.check, raw)
         try:
             return self._decode(raw)
         except Exception as error:
@@ -383,6 +387,12 @@ def _too_large(what: str, size: int, limit: int) -> ClawboxError:
         size=size,
         limit=limit,
     )
+
+
+def _request_shape(handler: Handler) -> RequestShape | None:
+    """Of the requests that ``FromString`` of a message's class decodes; None: nothing is known of them."""
+    descriptor = getattr(getattr(handler.request_deserializer, "__self__", None), "DESCRIPTOR", None)
+    return None if descriptor is None else RequestShape(descriptor)
 
 
 def _nothing() -> None:
