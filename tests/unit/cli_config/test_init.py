@@ -49,17 +49,45 @@ def test_its_settings_and_token_work_and_it_says_what_to_do_next(clawbox: Clawbo
     assert token not in ran.out
 
 
+def uncomment(file: Path, section: str) -> None:
+    """Put one of the commented examples into force: its lines, as far as they are TOML."""
+    head, mark, rest = file.read_text().partition(f"\n# [{section}]\n")
+    assert mark
+    example, blank, rest = rest.partition("\n\n")
+    lines = [line.removeprefix("#").strip() for line in example.splitlines()]
+    file.write_text("\n".join([head, f"[{section}]", *lines]) + blank + rest)
+
+
 def test_the_commented_example_of_a_policy_is_right(clawbox: Clawbox, home: Path) -> None:
     clawbox("init")
     file = home / ".clawbox" / "config.toml"
-    text = file.read_text()
-    assert "\n# [tool_policy]\n" in text
-    for line in ("[tool_policy]", "network_allowlist", "allowed_credentials"):
-        text = text.replace(f"# {line}", line)
-    file.write_text(text)
+    uncomment(file, "tool_policy")
     policy = Config.load(file).tool_policy
     assert [rule.host for rule in policy.network_allowlist] == ["api.github.com"]
     assert policy.allowed_credentials == ("github",)
+
+
+def test_the_commented_examples_for_containers_are_right_and_fit_each_other(
+    clawbox: Clawbox, home: Path
+) -> None:
+    clawbox("init")
+    file = home / ".clawbox" / "config.toml"
+    assert Config.load(file).container_policy.network_allowlist == ()
+    assert Config.load(file).images.templates == {}
+
+    uncomment(file, "container_policy")
+    uncomment(file, "images.templates.code-runner")
+
+    config = Config.load(file)
+    (name, template), *others = config.images.templates.items()
+    assert (name, others) == ("code-runner", [])
+    assert template.image == config.images.default
+    assert template.command == ()
+    assert template.resources.memory_mb == 1024
+    assert "pypi.org" in {rule.host for rule in template.network_allowlist}
+    assert set(template.network_allowlist) <= set(config.container_policy.network_allowlist)
+    assert template.resources.pids is not None
+    assert template.resources.pids <= config.containers.max_pids
 
 
 def test_what_exists_is_not_touched(clawbox: Clawbox, home: Path) -> None:
