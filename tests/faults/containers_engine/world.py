@@ -10,7 +10,7 @@ import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clawbox_client import SyncClient
 from clawbox_client.containers import Gap, LogChunk
@@ -63,7 +63,8 @@ class World:
         text = ""
         if not (self.home / "config.toml").exists():
             text = settings(self.home, self.engine.url, containers, more)
-        with running(self.home, text, wrapper=wrapper, **FAST, **environment) as server:
+        variables: dict[str, Any] = {**FAST, **environment}
+        with running(self.home, text, wrapper=wrapper, **variables) as server:
             if serving:
                 wait_for_containers(server)
             yield server
@@ -164,9 +165,14 @@ def command_lines(pid: int) -> list[str]:
 
 
 _THROUGH_SOCKET = """
-import ctypes, os, socket, sys
+import contextlib, ctypes, os, pathlib, socket, sys
 pid, uid, url, token = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
 from base64 import b64encode
+for line in pathlib.Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+    _, names, path = line.split(":", 2)
+    with contextlib.suppress(OSError):
+        group = pathlib.Path("/sys/fs/cgroup", names.removeprefix("name="), path.strip("/"))
+        (group / "cgroup.procs").write_text("0")
 libc = ctypes.CDLL(None, use_errno=True)
 if libc.setns(os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY), 0):
     raise OSError(ctypes.get_errno(), "setns")
@@ -189,7 +195,7 @@ print(answer.decode(errors="replace"))
 def through_socket(pid: int, uid: int, url: str, token: str) -> str:
     """The answer to a request through the Unix socket where a container finds it, made as its user.
 
-    Its mount namespace is entered, so that no program for it has to be in the image.
+    Whoever asks is in its mount namespace and cgroups, so that no program for it has to be in the image.
     """
     command = [sys.executable, "-c", _THROUGH_SOCKET, str(pid), str(uid), url, token]
     done = subprocess.run(command, capture_output=True, text=True, timeout=STEP_SECONDS, check=False)
@@ -238,3 +244,9 @@ trusted_networks = ["127.0.0.0/8"]
 def sidecars(server: LiveServer) -> list[int]:
     """Pids of a server's sidecars that live."""
     return [pid for pid in server.descendants() if name_of(pid) == "clawbox-egress" and is_alive(pid)]
+
+
+def lose_state(world: World) -> None:
+    """Have nothing of what its server kept of containers."""
+    for file in world.home.glob("state.db*"):
+        file.unlink()
