@@ -74,7 +74,7 @@ class Adoption:
     async def _settle(self) -> None:
         around = self._around
         if self._first:
-            await self._reserve_uids()
+            foreign = await self._others()
         found = await around.backend.list(f"{INSTALLATION}={around.installation}")
         named = {listed.name: listed for listed in found}
         async with asyncio.TaskGroup() as group:
@@ -84,17 +84,21 @@ class Adoption:
                     group.create_task(self._take_up(container, listed))
         for listed in found:
             await self._claim(listed)
-        await self._sweep()
+        await self._sweep(foreign)
         self._first = False
 
-    async def _reserve_uids(self) -> None:
-        """Give no sandbox a uid that a container has, of whichever server of this engine."""
+    async def _others(self) -> set[str]:
+        """Names of the containers of other installations. No sandbox is given a uid that one of them has."""
+        foreign = set[str]()
         for listed in await self._around.backend.list(INSTALLATION):
+            if listed.labels.get(INSTALLATION) != self._around.installation:
+                foreign.add(listed.name)
             try:
                 uid = from_labels(listed.labels).uid
             except ForeignLabelsError:
                 continue
             self._around.uids.reserve(uid)
+        return foreign
 
     # Those that the registry knows
 
@@ -142,6 +146,10 @@ class Adoption:
                 container = replace(container, status=status)
                 await entry.local.give_back()
                 await self._around.backend.remove(container.engine_id)
+            except BaseException:
+                # Another one's engine went away, or the server stops: it is taken over anew the next time.
+                await entry.local.give_back()
+                raise
             self._lifecycle.entries[entry.container_id] = entry
             await self._around.registry.put(container)
         self._lifecycle.began(entry, container)
@@ -262,18 +270,25 @@ class Adoption:
 
     # What is left on disk
 
-    async def _sweep(self) -> None:
-        """Remove folders and workspaces of containers that are not there."""
+    async def _sweep(self, foreign: set[str]) -> None:
+        """Remove folders, workspaces and output of containers that are not there.
+
+        What was this server's before it lost its identity key (``foreign``) still has its own.
+        """
         around = self._around
         # What is there first: who is known by then, and has none yet, may have one any moment.
         folders = await asyncio.to_thread(around.folders.ids)
         known = {container.container_id for container in around.registry} | set(self._lifecycle.entries)
         for container_id in folders:
             container = around.registry.get(container_id)
-            if container_id not in known or (container is not None and not container.active):
+            if engine_name(container_id) in foreign:
+                known.add(container_id)
+            elif container_id not in known or (container is not None and not container.active):
                 await asyncio.to_thread(around.folders.container(container_id).remove)
         if self._first:
             await around.workspaces.delete_abandoned(known)
+            for companion in around.companions:
+                await companion.abandoned(known)
 
     def _tell(self, kind: str, container_id: str, owner: str, why: str) -> None:
         self._audit.append(kind, principal=owner, decision="recorded", container_id=container_id, reason=why)

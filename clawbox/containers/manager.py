@@ -326,9 +326,7 @@ class ContainerManager:
     def _entry(self, container_id: str) -> Entry:
         """Of an active container that this server holds. Raises DOCKER_UNAVAILABLE while it does not yet."""
         entry = self._lifecycle.entries.get(container_id)
-        if entry is None:
-            raise not_found(container_id)
-        if entry.quarters is None:
+        if entry is None or entry.quarters is None:
             raise self.monitor.unavailable()
         return entry
 
@@ -372,8 +370,9 @@ class ContainerManager:
 
     async def _stop_all(self) -> None:
         active = [one for one in self._registry if one.status.state in {State.RUNNING, State.PAUSED}]
-        entries = [self._lifecycle.entries[one.container_id] for one in active]
-        held = [entry for entry in entries if entry.quarters is not None]
+        # What was never taken over, because the engine was away, is the next server's.
+        entries = [self._lifecycle.entries.get(one.container_id) for one in active]
+        held = [entry for entry in entries if entry is not None and entry.quarters is not None]
         for entry in held:
             with contextlib.suppress(ClawboxError):
                 await self._lifecycle.end(entry, Ending.SHUTDOWN, self._stop_seconds)

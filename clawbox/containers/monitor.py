@@ -99,6 +99,11 @@ class Monitor:
                 _log.error("the row of container %s is given up: %s", row.container_id, error)
                 await rows.delete(row.container_id)
                 continue
+            if container.identity.installation != self._around.installation:
+                # The identity key is another one: what it left at the engine is another installation's.
+                _log.error("container %s is of another installation, and given up", row.container_id)
+                await rows.delete(row.container_id)
+                continue
             self._around.registry.restore(container)
             if not container.active:
                 self._lifecycle.restored(container)

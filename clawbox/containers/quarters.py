@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from clawbox.containers.host.cgroups import Cgroup
     from clawbox.containers.host.folders import ContainerFolder
     from clawbox.containers.host.workspaces import Workspace
@@ -47,3 +49,6 @@ class Companion(Protocol):
 
     async def forgotten(self, container_id: str) -> None:
         """It is no more; nor is anything to be left of it."""
+
+    async def abandoned(self, known: Collection[str]) -> None:
+        """There are no containers but those with these ids: nothing is to be left of others."""

@@ -27,6 +27,7 @@ from clawbox.containers.registry import Registry
 from clawbox.containers.spec import EngineTerms
 from clawbox.containers.terms import Surroundings
 from clawbox.containers.wanted import offer_of
+from clawbox.egress.keeper.bootstrap import IDENTITY_FILE
 from clawbox.egress.setup import egress_setup, sandbox_limits
 from clawbox.egress.tls.upstream import private_authorities, system_authorities
 from clawbox.errors import ClawboxError
@@ -159,10 +160,15 @@ async def container_service(
 
 
 async def _installation(cache: Path, ways_out: WaysOut) -> str:
-    """Who this installation is: derived by the keeper once, for an idle server needs none."""
+    """Who this installation is: derived by the keeper once, for an idle server needs none.
+
+    Anew where the identity key was put there later: with another key it is another installation.
+    """
     with contextlib.suppress(OSError):
+        key = await asyncio.to_thread((cache.parent / IDENTITY_FILE).stat)
+        written = await asyncio.to_thread(cache.stat)
         found = await asyncio.to_thread(cache.read_text, "ascii")
-        if re.fullmatch("[0-9a-f]{32}", found):
+        if key.st_ctime_ns <= written.st_mtime_ns and re.fullmatch("[0-9a-f]{32}", found):
             return found
     found = await ways_out.installation()
     await asyncio.to_thread(cache.write_text, found, "ascii")

@@ -23,7 +23,7 @@ from clawbox.containers.uninterrupted import uninterrupted
 from clawbox.errors import ClawboxError, Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
     from types import TracebackType
 
     from clawbox.auth import Principal
@@ -230,6 +230,9 @@ class Execs:
             if process.ready.done():
                 self._forget(process)
         self._left.pop(container_id, None)
+
+    async def abandoned(self, known: Collection[str]) -> None:
+        """Nothing of processes outlives this one's memory but what they run in."""
 
     # What runs
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
@@ -123,6 +124,12 @@ class OutputCapture:
             await asyncio.wait([task])
         kept = self._kept.pop(container_id, None)
         await (kept or Kept(self._folder / container_id)).forget()
+
+    async def abandoned(self, known: Collection[str]) -> None:
+        """Remove what is kept of all others. Raises OSError."""
+        for container_id in await asyncio.to_thread(os.listdir, self._folder):
+            if container_id not in known:
+                await self.forgotten(container_id)
 
     # What callers ask
 
