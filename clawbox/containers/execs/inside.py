@@ -48,7 +48,7 @@ CODE_SECONDS: Final = 5.0
 KILL_SECONDS: Final = 5.0
 _FIRST_PAUSE: Final = 0.001
 _LONGEST_PAUSE: Final = 0.05
-_EARLY_PAUSE: Final = 0.001
+_EARLY_PAUSE: Final = 0.003
 _EARLY_SECONDS: Final = 0.5
 """A process is mostly there after 50 ms: until then it is asked for at short intervals."""
 _ASK_SECONDS: Final = 0.1
@@ -112,7 +112,7 @@ class InsideProcess:
     # Its start
 
     async def _begin(self, order: Order) -> None:
-        quarters, folder = self._quarters, self._quarters.folder
+        quarters = self._quarters
         plan = ExecPlan(
             command=order.command,
             fifo=f"{FOLDER}/{self._name}",
@@ -123,11 +123,9 @@ class InsideProcess:
         )
         body = build_exec(plan)
         async with meanwhile(self._backend.create_exec(quarters.engine_id, body)) as creating:
-            self._fifo = await uninterrupted(asyncio.to_thread(folder.make_fifo, self._name))
+            await uninterrupted(asyncio.to_thread(self._prepare))
             self.exec_id = await creating
         await uninterrupted(self._open_stream(order))
-        # Made while the engine starts the process.
-        await uninterrupted(asyncio.to_thread(self.cgroup.make))
         facts = await self._known()
         if not facts.pid:
             raise await self._not_started()
@@ -135,8 +133,13 @@ class InsideProcess:
         await self._arrive()
         await uninterrupted(asyncio.to_thread(self._secure, order))
         self.started = time.monotonic()
+        assert self._fifo is not None
         await self._fifo.release(START_SECONDS)
-        await uninterrupted(asyncio.to_thread(folder.remove_fifo, self._name))
+
+    def _prepare(self) -> None:
+        """What is there before the engine is asked to start it. Blocking."""
+        self._fifo = self._quarters.folder.make_fifo(self._name)
+        self.cgroup.make()
 
     async def _open_stream(self, order: Order) -> None:
         self.stream = await self._backend.start_exec(
@@ -145,18 +148,20 @@ class InsideProcess:
 
     async def _known(self) -> ExecFacts:
         """What the engine says once it has started the process, or failed to."""
-        ask = time.monotonic() + _ASK_SECONDS
-        async for _ in _moments(START_SECONDS):
+        until, pause = time.monotonic() + START_SECONDS, _FIRST_PAUSE
+        while time.monotonic() < until:
             # A gate at its FIFO costs less to see than an answer, of which most would be "not yet".
-            arrived = self._fifo is not None and self._fifo.waiting
-            if not arrived and time.monotonic() < ask:
-                continue
-            ask = time.monotonic() + _ASK_SECONDS
+            async for _ in _moments(_ASK_SECONDS):
+                if self._fifo is not None and self._fifo.waiting:
+                    break
             facts = await self._backend.inspect_exec(self.exec_id)
             if facts.pid or facts.exit_code is not None:
                 return facts
             if self._quarters.ended.is_set():
                 raise not_running(self._quarters.container_id)
+            # The engine knows it some milliseconds after its gate has come.
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
         raise _unavailable("the engine does not start it in time")
 
     async def _not_started(self) -> ClawboxError:
@@ -207,6 +212,8 @@ class InsideProcess:
         )
         self.cgroup.add(self.pid)
         check_same(self.pid, self._pidfd)
+        # The gate has it open: nothing else is to come there.
+        self._quarters.folder.remove_fifo(self._name)
 
     async def _undo(self) -> None:
         """Leave nothing of what was begun."""

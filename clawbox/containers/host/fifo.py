@@ -142,7 +142,8 @@ class Fifo:
         """Read the byte here if nobody else has; the gate may have taken it until now."""
         if not self._unread():
             return False
-        reader = os.open(self.path, os.O_RDONLY | _FLAGS)
+        # The same one, though its name may be gone; the link of /proc is not one that O_NOFOLLOW is against.
+        reader = os.open(f"/proc/self/fd/{self._descriptor}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             with contextlib.suppress(BlockingIOError):
                 return bool(os.read(reader, 1))
