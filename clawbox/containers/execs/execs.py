@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
 from clawbox.containers.backend import Stream
+from clawbox.containers.execs.apart import ApartProcess, end_left
 from clawbox.containers.execs.calls import check, check_exec_id
 from clawbox.containers.execs.events import RunResult
 from clawbox.containers.execs.inside import KILL_SECONDS, InsideProcess
@@ -18,6 +19,7 @@ from clawbox.containers.execs.output import ProcessOutput
 from clawbox.containers.execs.process import ExecProcess
 from clawbox.containers.execs.run import Beginnings, feed
 from clawbox.containers.host.cgroups import CgroupError
+from clawbox.containers.making import has_own_kernel
 from clawbox.containers.states import Operation, require
 from clawbox.containers.uninterrupted import uninterrupted
 from clawbox.errors import ClawboxError, Reason
@@ -133,7 +135,7 @@ class Execs:
         self._known[key] = process
         try:
             with self._slot(container.container_id) as slot:
-                inside = await InsideProcess.start(self._backend, quarters, order)
+                inside = await _kind(container).start(self._backend, quarters, order)
                 slot.keep()
         except BaseException:
             del self._known[key]
@@ -181,7 +183,7 @@ class Execs:
             most = min(most, call.max_output_bytes)
         kept = Beginnings(most)
         with self._slot(container.container_id):
-            inside = await InsideProcess.start(self._backend, quarters, order)
+            inside = await _kind(container).start(self._backend, quarters, order)
             output = ProcessOutput(
                 inside.stream, quarters.door, shapes=self._shapes, tty=False, take=kept.take
             )
@@ -209,6 +211,8 @@ class Execs:
         """Kill what an earlier server started in an adopted container: nobody has its streams any more."""
         if not adopted or quarters.cgroup is None:
             return
+        if has_own_kernel(container.runtime):
+            await end_left(self._backend, quarters)
         for child in await asyncio.to_thread(quarters.cgroup.children):
             try:
                 await child.kill()
@@ -324,6 +328,11 @@ class _Slot:
 
     def keep(self) -> None:
         self.kept = True
+
+
+def _kind(container: Container) -> type[InsideProcess]:
+    """How its processes are started and ended."""
+    return ApartProcess if has_own_kernel(container.runtime) else InsideProcess
 
 
 def _limit(why: str) -> ClawboxError:
