@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 AT_ONCE: Final = 8
 """Containers that are adopted at the same time."""
+GRACE_SECONDS: Final = 10.0
+"""What is left of a grace period that an earlier server had begun."""
 _GATE_ARGUMENTS: Final = 2
 """Of a container's command: the gate and its FIFO."""
 
@@ -59,6 +61,8 @@ class Adoption:
         self._room = asyncio.Semaphore(AT_ONCE)
         self._turn = asyncio.Lock()
         self._first = True
+        self._foreign: set[str] = set()
+        """Names of other installations' containers that were there before this server was."""
 
     async def settle(self) -> None:
         """Compare engine, registry and folders, and leave only what belongs together.
@@ -74,7 +78,7 @@ class Adoption:
     async def _settle(self) -> None:
         around = self._around
         if self._first:
-            foreign = await self._others()
+            self._foreign = await self._others()
         found = await around.backend.list(f"{INSTALLATION}={around.installation}")
         named = {listed.name: listed for listed in found}
         async with asyncio.TaskGroup() as group:
@@ -84,7 +88,7 @@ class Adoption:
                     group.create_task(self._take_up(container, listed))
         for listed in found:
             await self._claim(listed)
-        await self._sweep(foreign)
+        await self._sweep()
         self._first = False
 
     async def _others(self) -> set[str]:
@@ -153,6 +157,11 @@ class Adoption:
             self._lifecycle.entries[entry.container_id] = entry
             await self._around.registry.put(container)
         self._lifecycle.began(entry, container)
+        ending = container.status.ending
+        if ending is not None:
+            # An earlier server had begun to end it, and nobody knows how far it came.
+            polite = ending in {Ending.STOP, Ending.SHUTDOWN}
+            await self._lifecycle.end(entry, ending, GRACE_SECONDS if polite else 0)
 
     async def _quarters(self, entry: Entry, container: Container) -> Quarters:
         around, identity = self._around, container.identity
@@ -270,10 +279,10 @@ class Adoption:
 
     # What is left on disk
 
-    async def _sweep(self, foreign: set[str]) -> None:
+    async def _sweep(self) -> None:
         """Remove folders, workspaces and output of containers that are not there.
 
-        What was this server's before it lost its identity key (``foreign``) still has its own.
+        What was this server's before it lost its identity key still has its own.
         """
         around = self._around
         # What is there first: who is known by then, and has none yet, may have one any moment.
@@ -281,7 +290,7 @@ class Adoption:
         known = {container.container_id for container in around.registry} | set(self._lifecycle.entries)
         for container_id in folders:
             container = around.registry.get(container_id)
-            if engine_name(container_id) in foreign:
+            if engine_name(container_id) in self._foreign:
                 known.add(container_id)
             elif container_id not in known or (container is not None and not container.active):
                 await asyncio.to_thread(around.folders.container(container_id).remove)
