@@ -149,6 +149,7 @@ class Adoption:
                 status = after(container.status, EndingBegun(Ending.UNSAFE))
                 container = replace(container, status=status)
                 await entry.local.give_back()
+                quarters.pid, quarters.pidfd, quarters.cgroup, quarters.door = 0, -1, None, None
                 await self._around.backend.remove(container.engine_id)
             except BaseException:
                 # Another one's engine went away, or the server stops: it is taken over anew the next time.
