@@ -67,7 +67,10 @@ def rows(folder: Path) -> list[Row]:
 def _rows(folder: Path, url: str, image: str) -> list[Row]:
     measured: list[Row] = []
     (folder / "containers").mkdir()
-    with harness.server(folder / "containers", _SETTINGS.format(url=url, folder=folder)) as server:
+    settings = _SETTINGS.format(url=url, folder=folder)
+    with harness.server(folder / "containers", settings) as server:
+        first = server.start_seconds  # with keys and a state to be made
+    with harness.server(folder / "containers") as server:
         memory = harness.idle_memory(server.pid)
         start = server.start_seconds
         with _bench(server, url, image) as bench:
@@ -75,7 +78,7 @@ def _rows(folder: Path, url: str, image: str) -> list[Row]:
             measured += bench.commands()
             measured += bench.files()
             measured += bench.parallel_spawns()
-            measured += bench.held(start, memory)
+            measured += bench.held(start, first, memory)
         # As a crash: whoever restarts the server must find all containers as they were.
         os.kill(server.pid, signal.SIGKILL)
     began = time.perf_counter()
@@ -206,10 +209,15 @@ class _Bench:
 
     # Many
 
-    def held(self, start: float, idle: list[float]) -> list[Row]:
+    def held(self, start: float, first: float, idle: list[float]) -> list[Row]:
         """What containers cost that do nothing, and what is asked about many of them."""
         told = [
-            Row("start to SERVING with containers", f"{start:.2f} s", "≤ 2 s", met=start <= 2),
+            Row(
+                "start to SERVING with containers",
+                f"{start:.2f} s; the first ever {first:.2f}",
+                "≤ 2 s",
+                met=start <= 2,
+            ),
             Row(
                 "idle memory (PSS) with containers",
                 f"{sum(idle):.0f} MB ({' + '.join(f'{size:.0f}' for size in idle)})",
@@ -223,13 +231,13 @@ class _Bench:
             few = self._list_seconds()
             after = self._memory()
             list(threads.map(lambda _: self._spawn(), range(HELD - PARALLEL)))
-        grown = {name: (after[name] - before.get(name, 0)) / PARALLEL for name in after}
-        sidecar = grown.pop("clawbox-egress", 0.0)
-        rest = sum(grown.values())
+        whole = (sum(after.values()) - sum(before.values())) / PARALLEL
+        sidecar = after["clawbox-egress"] / PARALLEL
+        server = (after["clawbox"] - before["clawbox"]) / PARALLEL
         told.append(
             Row(
                 f"memory (PSS) per idle container, {PARALLEL} held",
-                f"{rest + sidecar:.1f} MB: its sidecar {sidecar:.1f}, server and the rest {rest:.2f}",
+                f"{whole:.1f} MB more in all; of it a sidecar {sidecar:.1f}, the server {server:.2f}",
             )
         )
         many = self._list_seconds()

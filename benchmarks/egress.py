@@ -18,7 +18,6 @@ import statistics
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -29,7 +28,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from benchmarks.egress_peers import Order, Outcome, Ports
-from benchmarks.harness import Row, Spread, family, name_of, pss_mb, spread_of
+from benchmarks.harness import Row, Spread, cpu_seconds, family, name_of, pss_mb, spread_of
 from clawbox.audit import AuditLog
 from clawbox.children.enforcement import can_have_own_uids
 from clawbox.children.uids import UidRange
@@ -45,6 +44,7 @@ from clawbox.telemetry import Metrics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
 SIDECARS = 50
 CLIENTS = 16
@@ -178,12 +178,12 @@ class _Bench:
         """Have the client do it. Raises RuntimeError when it cannot."""
         assert self._client.stdin is not None
         assert self._client.stdout is not None
-        sidecar, control = _cpu_seconds(self._sidecar), time.process_time()
+        sidecar, control = cpu_seconds(self._sidecar), time.process_time()
         self._client.stdin.write(msgspec.json.encode(order) + b"\n")
         outcome = msgspec.json.decode(await self._client.stdout.readline(), type=Outcome)
         if outcome.failure:
             raise RuntimeError(outcome.failure)
-        return _Round(outcome, _cpu_seconds(self._sidecar) - sidecar, time.process_time() - control)
+        return _Round(outcome, cpu_seconds(self._sidecar) - sidecar, time.process_time() - control)
 
     def direct(self, port: int, **fields: Any) -> Order:
         """Without a sidecar."""
@@ -299,11 +299,6 @@ async def _streams(bench: _Bench) -> list[Row]:
         met = None if needed is None else statistics.median(of) >= needed
         rows.append(Row(f"stream, {way}", measured, "" if needed is None else f"≥ {needed} MB/s", met))
     return rows
-
-
-def _cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 # What stands around it --------------------------------------------------------------------------------------
