@@ -33,14 +33,18 @@ from clawbox.containers.spec import engine_name
 from clawbox.containers.states import Ending, EndingBegun, State, Status, after
 from clawbox.containers.users import User
 from clawbox.containers.way_out import listen, open_door, open_way_out
-from clawbox.errors import ClawboxError
+from clawbox.errors import ClawboxError, Reason
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from clawbox.audit import Audit
     from clawbox.containers.backend import ContainerFacts, Listed
     from clawbox.containers.lifecycle import Lifecycle
     from clawbox.containers.terms import Surroundings
 
+STUCK_SECONDS: Final = 10.0
+"""How long the engine may take to tell of one container, or to remove it, until that is left for later."""
 AT_ONCE: Final = 8
 """Containers that are adopted at the same time."""
 GRACE_SECONDS: Final = 10.0
@@ -63,6 +67,8 @@ class Adoption:
         self._first = True
         self._foreign: set[str] = set()
         """Names of other installations' containers that were there before this server was."""
+        self._stuck: set[str] = set()
+        """Names of the containers about which the engine did not answer this time."""
 
     async def settle(self) -> None:
         """Compare engine, registry and folders, and leave only what belongs together.
@@ -77,6 +83,7 @@ class Adoption:
 
     async def _settle(self) -> None:
         around = self._around
+        self._stuck.clear()
         if self._first:
             self._foreign = await self._others()
         found = await around.backend.list(f"{INSTALLATION}={around.installation}")
@@ -85,11 +92,30 @@ class Adoption:
             for container in around.registry:
                 if container.active and container.container_id not in self._lifecycle.entries:
                     listed = named.get(engine_name(container.container_id))
-                    group.create_task(self._take_up(container, listed))
-        for listed in found:
-            await self._claim(listed)
+                    work = self._take_up(container, listed)
+                    group.create_task(self._alone(container.container_id, work))
+        async with asyncio.TaskGroup() as group:
+            for listed in found:
+                group.create_task(self._alone(listed.name, self._claim(listed)))
+        if self._stuck:  # or is it the engine?
+            await around.backend.about()
         await self._sweep()
         self._first = False
+
+    async def _alone(self, name: str, work: Coroutine[object, object, None]) -> None:
+        """Do what is to be done about one container.
+
+        An engine can lose one for good, and answer no question about it any more: an image whose /etc/passwd
+        is a FIFO did that to Docker 20.10. That must not keep the others from being settled.
+        """
+        async with self._room:
+            try:
+                await work
+            except (EngineError, ClawboxError) as error:
+                if isinstance(error, ClawboxError) and error.reason is not Reason.DOCKER_UNAVAILABLE:
+                    raise
+                _log.error("container %s is left as it is: %s", name, error)
+                self._stuck.add(name)
 
     async def _others(self) -> set[str]:
         """Names of the containers of other installations. No sandbox is given a uid that one of them has."""
@@ -108,21 +134,20 @@ class Adoption:
 
     async def _take_up(self, container: Container, listed: Listed | None) -> None:
         """One that was active when an earlier server ended."""
-        async with self._room:
-            if container.status.state is State.CREATING:
-                await self._undo(container)
-                return
-            facts = None if listed is None else await self._around.backend.inspect(listed.engine_id)
-            same = facts is not None and facts.engine_id == container.engine_id
-            if same and facts is not None and not await self._is_authentic(facts, container.identity):
-                await self._reap(facts.engine_id, facts.name, "its labels are not what this server wrote")
-                same = False
-            await self._adopt(container, facts if same else None)
+        if container.status.state is State.CREATING:
+            await self._undo(container)
+            return
+        facts = None if listed is None else await self._inspect(listed.engine_id)
+        same = facts is not None and facts.engine_id == container.engine_id
+        if same and facts is not None and not await self._is_authentic(facts, container.identity):
+            await self._reap(facts.engine_id, facts.name, "its labels are not what this server wrote")
+            same = False
+        await self._adopt(container, facts if same else None)
 
     async def _undo(self, container: Container) -> None:
         """One that was being made: nobody was ever told that it was there."""
         around, container_id = self._around, container.container_id
-        await around.backend.remove(engine_name(container_id))
+        await self._remove(engine_name(container_id))
         await asyncio.to_thread(around.folders.container(container_id).remove)
         identity = container.identity
         entry = Entry(container_id)
@@ -214,7 +239,7 @@ class Adoption:
             named = engine_name(known.container_id) == listed.name and known.active
             if named and known.engine_id in {"", listed.engine_id}:
                 return
-        facts = await around.backend.inspect(listed.engine_id)
+        facts = await self._inspect(listed.engine_id)
         if facts is None:
             return
         identity = await self._identity(facts)
@@ -276,7 +301,21 @@ class Adoption:
     async def _reap(self, engine_id: str, name: str, why: str) -> None:
         _log.warning("container %s is removed: %s", name, why)
         self._tell("container_reaped", name, "", why)
-        await self._around.backend.remove(engine_id)
+        await self._remove(engine_id)
+
+    async def _inspect(self, engine_id: str) -> ContainerFacts | None:
+        try:
+            async with asyncio.timeout(STUCK_SECONDS):
+                return await self._around.backend.inspect(engine_id)
+        except TimeoutError:
+            raise EngineError(504, "the engine does not say how it is") from None
+
+    async def _remove(self, engine_id: str) -> None:
+        try:
+            async with asyncio.timeout(STUCK_SECONDS):
+                await self._around.backend.remove(engine_id)
+        except TimeoutError:
+            raise EngineError(504, "the engine does not remove it") from None
 
     # What is left on disk
 

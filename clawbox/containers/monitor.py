@@ -160,6 +160,8 @@ class Monitor:
                     await act()  # type: ignore[misc]
                 except (ClawboxError, EngineError) as error:
                     _log.warning("containers could not be compared: %s", error)
+                except Exception:  # noqa: BLE001 - it would end the monitor, and no end of a container be seen
+                    _log.exception("containers could not be compared")
 
     async def _compare(self) -> None:
         """Adopt, finish and remove what is not as the registry has it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from clawbox_client.v1 import containers_pb2, sandbox_pb2
@@ -38,7 +39,7 @@ PARAMS = sandbox_pb2.ExecuteRequest.DESCRIPTOR.fields_by_name["params"].number
 ENV = containers_pb2.RunCommandRequest.DESCRIPTOR.fields_by_name["env"].number
 
 
-def requests(count: int) -> dict[str, tuple[type, bytes]]:
+def requests(count: int) -> dict[str, tuple[Any, bytes]]:
     """One request for each place where a map may be, with so many entries."""
     entries = [body[2:] for body in map(entry, range(count))]
     return {
