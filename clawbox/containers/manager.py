@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import uuid
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Self
@@ -24,6 +25,7 @@ from clawbox.containers.registry import not_found
 from clawbox.containers.states import Ending, Operation, Paused, Resumed, State, Status, after, require
 from clawbox.containers.status import ContainersStatus
 from clawbox.containers.tasks import Tasks
+from clawbox.containers.uninterrupted import uninterrupted
 from clawbox.containers.wanted import check
 from clawbox.errors import ClawboxError, Reason, invalid_field
 
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
 DEFAULT_GRACE_MS: Final = 10_000
 MAX_GRACE_MS: Final = 600_000
 LIMIT_RETRY_SECONDS: Final = 1.0
+
+_log = logging.getLogger(__name__)
 
 
 class ContainerManager:
@@ -237,7 +241,13 @@ class ContainerManager:
                 self._lifecycle.began(entry, made)
                 return self._as_it_is(made)
 
-        return await self._tasks.to_its_end(make(), f"spawn {entry.container_id}")
+        try:
+            return await self._tasks.to_its_end(make(), f"spawn {entry.container_id}")
+        except asyncio.CancelledError:
+            if self._registry.get(entry.container_id) is not None:
+                # It was done in the moment in which its caller left, who knows nothing of it.
+                await uninterrupted(self._discard(entry, kept=bool(call.workspace.workspace_id)))
+            raise
 
     async def stop(self, container_id: str, principal: Principal, grace_ms: int | None = None) -> Container:
         """End its program by its stop signal, and by SIGKILL after a grace period in milliseconds."""
@@ -351,6 +361,16 @@ class ContainerManager:
                 active=own,
                 principal=principal.name,
             )
+
+    async def _discard(self, entry: Entry, *, kept: bool) -> None:
+        """Leave nothing of a container that runs, and that nobody was told of."""
+        try:
+            await self._lifecycle.end(entry, Ending.KILL, 0)
+            async with asyncio.timeout(DEFAULT_GRACE_MS / 1000):
+                await self._registry.until(entry.container_id, lambda one: not one.active)
+            await self._lifecycle.forget(entry, delete_workspace=not kept)
+        except (ClawboxError, TimeoutError) as error:
+            _log.warning("container %s, which nobody waited for, is left: %s", entry.container_id, error)
 
     async def _undo(self, entry: Entry, *, kept: bool) -> None:
         """Leave nothing of a container that was not made, but a workspace that was there before."""
