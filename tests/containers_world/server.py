@@ -47,7 +47,7 @@ def containers_server(
     ``wrapper`` is a command that ends by executing its arguments.
     """
     text = "" if (home / "config.toml").exists() else settings(home, engine_url, containers, more)
-    with running(home, text, wrapper=wrapper, **environment) as server:
+    with running(home, text, wrapper=wrapper, tls=None, **environment) as server:
         wait_for_containers(server)
         yield server
 

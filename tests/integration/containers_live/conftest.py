@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.containers_world import Leftovers
+from tests.integration.containers.docker.registry import Registry
 from tests.integration.containers_live import world as worlds
 
 if TYPE_CHECKING:
@@ -51,3 +53,63 @@ def held(world: World) -> Iterator[Container]:
     options = {"network": ["api.example.test"], "credentials": ["api"]}
     with worlds.container(world.ann, **options) as made:
         yield made
+
+
+@pytest.fixture(scope="package")
+def direct_network(engine_api: EngineApi) -> Iterator[str]:
+    """The name of a network of the engine's that leads nowhere."""
+    name = f"clawbox-test-{secrets.token_hex(4)}"
+    engine_api.call("POST", "/networks/create", as_json={"Name": name, "Driver": "bridge", "Internal": True})
+    try:
+        yield name
+    finally:
+        engine_api.call("DELETE", f"/networks/{name}")
+
+
+@pytest.fixture(scope="package")
+def operated(
+    tmp_path_factory: pytest.TempPathFactory,
+    engine_url: str,
+    busybox_image: str,
+    reachable: Outside,
+    direct_network: str,
+) -> Iterator[World]:
+    """A server whose operator allows example.test, and containers past the sidecar."""
+    with worlds.running(
+        tmp_path_factory.mktemp("operated") / "clawbox",
+        engine_url,
+        busybox_image,
+        reachable,
+        containers=f'direct_network = "{direct_network}"',
+        allowed=["example.test"],
+        policy='allowed_policies = ["container", "container_direct"]',
+    ) as world:
+        yield world
+
+
+@pytest.fixture(scope="package")
+def registry() -> Iterator[Registry]:
+    """A registry with nothing in it."""
+    with Registry() as registry:
+        yield registry
+
+
+@pytest.fixture(scope="package")
+def pulling(
+    tmp_path_factory: pytest.TempPathFactory,
+    engine_url: str,
+    busybox_image: str,
+    reachable: Outside,
+    registry: Registry,
+) -> Iterator[World]:
+    """A server that pulls images that are missing, and whose operator allows no network."""
+    with worlds.running(
+        tmp_path_factory.mktemp("pulling") / "clawbox",
+        engine_url,
+        busybox_image,
+        reachable,
+        allowed=[],
+        pull_policy="missing",
+        registry=registry.host,
+    ) as world:
+        yield world

@@ -187,4 +187,4 @@ def test_what_has_ended_is_not_paused_or_resumed(world):
     with container(world.ann, command=["true"]) as made:
         world.ann.wait_container(made.container_id, deadline=30)
         for act in (world.ann.pause_container, world.ann.resume_container):
-            assert refused(lambda act=act: act(made.container_id)).reason == "WRONG_STATE"
+            assert refused(act, made.container_id).reason == "WRONG_STATE"

@@ -6,6 +6,7 @@ import queue
 import threading
 import uuid
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from clawbox_client import (
@@ -104,7 +105,7 @@ class Watching:
 
     def __init__(self, client, **options):
         self.stream = client.watch_containers(**options)
-        self._events = queue.Queue()
+        self._events: queue.Queue[Any] = queue.Queue()
         self._thread = threading.Thread(target=self._read)
         self._thread.start()
 
@@ -117,7 +118,7 @@ class Watching:
 
     def states(self, container_id, end):
         """What it is told to be, up to a state; and the last event."""
-        seen = []
+        seen: list[ContainerState] = []
         while not seen or seen[-1] is not end:
             event = self.next()
             assert isinstance(event, ContainerChanged)

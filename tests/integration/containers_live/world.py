@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import random
 import subprocess
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
-from clawbox_client import ClawboxError, SyncClient
+from clawbox_client import ClawboxError, LogChunk, SyncClient
 from clawbox_client.v1 import containers_pb2_grpc
 
 from clawbox.egress.credentials import Credential, Secret
@@ -26,6 +27,7 @@ from tests.programs.world import Loop, with_hosts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from datetime import datetime, timedelta
     from pathlib import Path
 
     from clawbox_client import Container
@@ -62,6 +64,7 @@ image = "{image}"
 [container_policy]
 network_allowlist = [{allowed}]
 allowed_credentials = ["api"]
+{policy}
 
 [egress]
 trusted_networks = ["127.0.0.0/8"]
@@ -102,8 +105,12 @@ def outside() -> Iterator[Outside]:
         made = [Upstream(routes, tls=tls, host=address, port=443), Upstream(routes, host=address, port=80)]
         for upstream in made:
             loop.run(upstream.__aenter__())
-            stack.callback(lambda upstream=upstream: loop.run(upstream.__aexit__(None, None, None)))
+            stack.callback(_close, loop, upstream)
         yield Outside(address, ca, *made)
+
+
+def _close(loop: Loop, upstream: Upstream) -> None:
+    loop.run(upstream.__aexit__(None, None, None))
 
 
 @dataclass(frozen=True)
@@ -130,6 +137,11 @@ class World:
     def admin(self) -> SyncClient:
         """The administrator."""
         return self.clients["admin"]
+
+    def audit(self, kind: str) -> list[dict[str, Any]]:
+        """Rows of the audit log."""
+        lines = (self.server.home / "audit" / "audit.jsonl").read_text().splitlines()
+        return [row for row in map(json.loads, lines) if row["kind"] == kind]
 
     def as_(self, name: str) -> dict[str, Any]:
         """For calls of :attr:`stub`: somebody's token, and a deadline."""
@@ -180,18 +192,23 @@ def running(
     image: str,
     reachable: Outside,
     *,
-    containers: str = "max_containers = 40",
+    containers: str = "max_containers = 40\nworkspace_max_bytes = 4_294_967_296",
     allowed: Sequence[str] = ALLOWED,
     pull_policy: str = "never",
     registry: str = "",
-    more: str = "",
+    policy: str = "",
 ) -> Iterator[World]:
     """A server on an engine, with ``image`` as its default and that of its templates.
 
-    ``allowed`` is the operator's network_allowlist, ``registry`` one whose images are allowed, too.
+    ``allowed`` is the operator's network_allowlist, ``policy`` what else is said in that section, and
+    ``registry`` one whose images are allowed, too.
     """
     templates = _TEMPLATES.format(
-        image=image, allowed=", ".join(f'"{host}"' for host in allowed), home=home, more=people() + more
+        image=image,
+        allowed=", ".join(f'"{host}"' for host in allowed),
+        home=home,
+        policy=policy,
+        more=people(),
     )
     text = settings(home, engine_url, containers, f'default = "{image}"\n{templates}')
     text = text.replace('pull_policy = "never"', f'pull_policy = "{pull_policy}"')
@@ -222,10 +239,10 @@ def until(condition: Callable[[], Any], seconds: float = 20) -> Any:
     return found
 
 
-def refused(act: Callable[[], object]) -> ClawboxError:
-    """What ``act`` is refused with."""
+def refused(act: Callable[..., object], *args: Any, **options: Any) -> ClawboxError:
+    """What a call is refused with."""
     with pytest.raises(ClawboxError) as caught:
-        act()
+        act(*args, **options)
     assert caught.value.reason, caught.value
     return caught.value
 
@@ -243,7 +260,14 @@ def container(client: SyncClient, **options: Any) -> Iterator[Container]:
             client.remove_container(made.container_id, force=True)
 
 
+def between(earlier: datetime | None, later: datetime | None) -> timedelta:
+    """How long it was."""
+    assert earlier is not None
+    assert later is not None
+    return later - earlier
+
+
 def logged(client: SyncClient, made: Container, **options: Any) -> bytes:
     """Everything that a container's program wrote so far."""
     with client.logs(made.container_id, deadline=30, **options) as pieces:
-        return b"".join(piece.data for piece in pieces)
+        return b"".join(piece.data for piece in pieces if isinstance(piece, LogChunk))
