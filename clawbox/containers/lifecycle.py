@@ -244,7 +244,6 @@ class Lifecycle:
         await entry.local.give_back()
         if quarters is not None:
             quarters.door = None
-        await entry.lasting.give_back()
         finished = (facts.finished_ms if facts is not None else None) or now_ms()
         container = replace(
             container,
@@ -255,9 +254,17 @@ class Lifecycle:
             expires_ms=None,
             purge_ms=now_ms() + around.retention_ms,
         )
+        kept = False
+        try:
+            # Before the engine forgets it: should this server die in between, the next knows how it ended.
+            await around.registry.keep(container)
+            kept = True
+        except ClawboxError as error:
+            _log.warning("the end of container %s cannot be kept yet: %s", entry.container_id, error)
+        await entry.lasting.give_back()
         while True:
             try:
-                await around.registry.put(container)
+                await around.registry.put(container, keep=not kept)
                 break
             except ClawboxError as error:
                 _log.warning("the end of container %s cannot be kept: %s", entry.container_id, error)

@@ -82,6 +82,10 @@ class Registry:
         self._containers[container.container_id] = container
         self._tell(container, before)
 
+    async def keep(self, container: Container) -> None:
+        """Keep a value that is told later. Raises STATE_UNAVAILABLE."""
+        await self._rows.save(to_row(container))
+
     def place(self, container: Container) -> None:
         """Take a new container at once, so that it counts; :meth:`put` keeps it."""
         self._containers[container.container_id] = container
