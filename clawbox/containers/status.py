@@ -76,12 +76,27 @@ def enforcements(status: ContainersStatus) -> tuple[Enforcement, ...]:
     facts = status.engine
     if facts is None:
         return ()
+    apart = status.runtime not in _SHARED_KERNEL
     return (
         _either(
             "container_seccomp",
-            "seccomp" in facts.security,
+            "seccomp" in facts.security and not apart,
             "clawbox's own profile",
-            "the engine has no system call filters, so no container is let run",
+            f"{status.runtime} answers system calls by a kernel of its own, and applies no profile"
+            if apart
+            else "the engine has no system call filters, so no container is let run",
+        ),
+        _either(
+            "container_seen_from_host",
+            not apart,
+            "a container's processes and mounts are looked at before its program runs",
+            f"what is inside {status.runtime} is seen from outside by its namespaces and network alone",
+        ),
+        _either(
+            "container_exec_ended_alone",
+            not apart,
+            "a process that is started inside is ended with all that it started, and nothing else is",
+            f"{status.runtime} lets nobody end one process alone: where one must end, its container does",
         ),
         _either(
             "container_apparmor",
@@ -97,7 +112,7 @@ def enforcements(status: ContainersStatus) -> tuple[Enforcement, ...]:
         ),
         _either(
             "container_own_kernel",
-            status.runtime not in _SHARED_KERNEL,
+            apart,
             f"{status.runtime} gives containers a kernel of their own",
             "containers share the host's kernel; gVisor's runsc would give them another",
         ),

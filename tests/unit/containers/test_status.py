@@ -65,5 +65,10 @@ def test_what_this_machine_cannot_give_is_said() -> None:
         "container_workspace_quota",
     }
     better = status(facts(security=("seccomp", "apparmor", "userns")), runtime="runsc")
-    assert {one.name for one in enforcements(better) if not one.in_force} == {"container_workspace_quota"}
+    assert {one.name for one in enforcements(better) if not one.in_force} == {
+        "container_workspace_quota",
+        "container_seccomp",
+        "container_seen_from_host",
+        "container_exec_ended_alone",
+    }
     assert enforcements(status(None)) == ()
