@@ -169,3 +169,39 @@ def test_a_server_that_never_saw_its_engine_stops(engine, image, world):
         assert server.stop() == 0
         assert "Traceback" not in server.log.read_text()[before:]
     assert world.left.rows() == [(held.container_id, "running")]
+
+
+def test_containers_that_outlive_their_engine_are_found_running(start_engine, tmp_path):
+    engine = start_engine({"live-restore": True})
+    image = make_image(engine.api, name="busybox")
+    world = World.at(tmp_path / "clawbox", engine.api)
+    program = ["sh", "-c", "i=0; while sleep 0.05; do i=$((i+1)); echo line $i; done"]
+    with world.server() as server, client_of(server) as client:
+        talks = client.spawn("talks", image=image, command=program)
+        held = client.spawn("held", image=image, hold=True)
+        pids = [world.pid(one) for one in (talks, held)]
+        until_said(client, talks.container_id, "line 3\n")
+        # Its server sees it go and come back.
+        engine.kill()
+        is_told_away(server, client)
+        engine.start()
+        wait_for_containers(server)
+        assert [world.pid(one) for one in (talks, held)] == pids
+        assert client.run_command(held.container_id, ["echo", "here"]).stdout == "here\n"
+        kill(server)
+    # And one that starts while it is away finds them when it is back.
+    engine.kill()
+    with world.server(serving=False) as server, client_of(server) as client:
+        is_told_away(server, client)
+        assert sidecars(server) == []
+        engine.start()
+        wait_for_containers(server)
+        found = {one.container_id: one for one in client.list_containers()}
+        assert set(found) == {talks.container_id, held.container_id}
+        assert {(one.state.name, one.egress) for one in found.values()} == {("RUNNING", "ready")}
+        assert [world.pid(one) for one in (talks, held)] == pids
+        assert client.run_command(held.container_id, ["echo", "again"]).stdout == "again\n"
+        for one in (talks, held):
+            client.remove_container(one.container_id, force=True)
+        world.nothing_left()
+    assert not any(map(is_alive, pids))
