@@ -33,6 +33,15 @@ class OutputBuffer:
         if len(self._kept) > BUFFER_BYTES:
             del self._kept[: len(self._kept) - BUFFER_BYTES]
 
+    @property
+    def kept(self) -> int:
+        """How many bytes are still there."""
+        return len(self._kept)
+
+    def drop(self) -> None:
+        """Keep nothing of what was written."""
+        self._kept = bytearray()
+
     def read(self, offset: int) -> bytes:
         """At most 64 KiB from ``offset``, which is between :attr:`begin` and :attr:`end`."""
         at = offset - self.begin

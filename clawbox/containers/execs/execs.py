@@ -40,6 +40,8 @@ MAX_PER_CONTAINER: Final = 32
 """Processes at the same time, those of RunCommand among them."""
 MAX_REMEMBERED: Final = 1024
 """Processes with an id, running and ended."""
+MAX_REMEMBERED_BYTES: Final = 64 << 20
+"""Of output of processes that have ended and to which nobody is attached. A caller soon has 2 MiB of each."""
 _RETRY_SECONDS: Final = 1.0
 
 _log = logging.getLogger(__name__)
@@ -251,6 +253,7 @@ class Execs:
             self._free(container_id)
         if not self._closing:
             process.forget_after(self._times.remembered, self._forget)
+            self._bound_output()
         await self._sweep(container_id)
 
     @contextmanager
@@ -312,6 +315,16 @@ class Execs:
                 self._forget(process)
                 return
         raise _limit(f"the server has {MAX_REMEMBERED} processes of callers already")
+
+    def _bound_output(self) -> None:
+        """Drop output of those that ended first. How they ended is still told, and no id is free again."""
+        ended = [one for one in self._known.values() if one.is_over and not one.is_attached]
+        too_much = sum(one.kept for one in ended) - MAX_REMEMBERED_BYTES
+        for process in ended:
+            if too_much <= 0:
+                return
+            too_much -= process.kept
+            process.drop_output()
 
     def _forget(self, process: ExecProcess) -> None:
         process.forget()

@@ -52,6 +52,16 @@ class ExecProcess:
         return self.ended is not None or self.failure is not None
 
     @property
+    def kept(self) -> int:
+        """Bytes of its output that are still there."""
+        return sum(buffer.kept for buffer in self.buffers.values())
+
+    def drop_output(self) -> None:
+        """Keep nothing of its output; who attaches is told of a gap."""
+        for buffer in self.buffers.values():
+            buffer.drop()
+
+    @property
     def is_attached(self) -> bool:
         """Whether somebody is attached."""
         return self._attached is not None
