@@ -80,3 +80,19 @@ def test_what_hangs_the_engine_for_one_container_keeps_no_other_from_being_serve
             client.remove_container(made.container_id, force=True)
     finally:
         engine.kill()  # asked to end, it would wait for that container, too
+
+
+def test_an_image_that_hides_the_gate_ends_before_its_program_begins(
+    engine_url: str, images: ImageMaker, tmp_path: Path
+) -> None:
+    """/etc/passwd as a link to the gate has the engine mount the one over the other."""
+    bad = images(files={"etc/passwd": "/run/clawbox/gate"})
+    with (
+        containers_server(tmp_path, engine_url) as server,
+        SyncClient(server.address, token=server.token) as client,
+    ):
+        with pytest.raises(ClawboxError) as refused:
+            client.spawn("attack", image=bad, hold=True)
+        assert refused.value.reason in {"SANDBOX_UNAVAILABLE", "ENGINE_REFUSED"}
+        assert not list(client.list_containers(include_finished=True))
+        assert not Leftovers(tmp_path, images.engine).containers()
