@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clawbox_client import ContainerState
+
 from tests.footprint import eventually, name_of
 
 if TYPE_CHECKING:
@@ -37,6 +39,11 @@ class ControlGroups:
                 self._parents.add(folder.parent)
         assert self._parents
         self._before = self._orphans()
+
+    def of(self, container: str) -> Path:
+        """The one of a container that runs, where its processes are limited (v1) or all of it (v2)."""
+        found = [path for parent in self._parents for path in parent.glob(f"*{container}*")]
+        return next((path for path in found if (path / "pids.max").exists()), found[0])
 
     def orphans(self) -> set[str]:
         """Those of containers that the engine does not have, and that were not there at first."""
@@ -110,6 +117,7 @@ class LiveWorld(World):
 
     def remove_all(self) -> None:
         """End and forget every container, and see that nothing is left."""
+        eventually(lambda: not list(self.client.list_containers(states=[ContainerState.CREATING])))
         for container in list(self.client.list_containers(include_finished=True)):
             self.client.remove_container(container.container_id, force=True, delete_workspace=True)
         self.nothing_is_left()
