@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import time
-import uuid
-from pathlib import Path
 
 from clawbox_client import ContainerState
 
-from tests.integration.containers_live.world import container, logged, refused, until
+from tests.integration.containers_live.world import container, logged, mark, processes, refused, until
 
 SAYS = ["sh", "-c", "trap 'echo got TERM; exit 7' TERM; echo ready; while :; do sleep 0.05; done"]
 IGNORES = ["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.05; done"]
@@ -90,25 +88,13 @@ def test_kill_returns_the_end_of_what_was_written(world):
 
 
 def test_kill_leaves_no_process(world):
-    mark = f"{uuid.uuid4().int % 10**8 + 10**6}"
-    script = f"setsid sleep {mark} & sleep {mark} & echo ready; sleep {mark}"
+    own = mark()
+    script = f"setsid sleep {own} & sleep {own} & echo ready; sleep {own}"
     with container(world.ann, command=["sh", "-c", script]) as made:
         started(world, made)
-        assert len(_running(mark)) >= 3
+        assert len(processes(own)) >= 3
         world.ann.kill_container(made.container_id)
-        assert _running(mark) == []
-
-
-def _running(mark):
-    """Processes of this machine, containers' included, with a word in their command line."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if mark.encode() in path.read_bytes().split(b"\0"):
-                found.append(path.parent.name)
-        except OSError:
-            continue
-    return found
+        assert processes(own) == []
 
 
 def test_an_active_one_is_removed_by_force_alone(world):

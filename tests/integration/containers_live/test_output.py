@@ -66,8 +66,8 @@ def test_following_ends_with_the_container(world):
 
 
 def test_a_flood_is_read_to_its_end_or_told_as_a_gap(world):
-    size = 4 << 20
-    with container(world.ann, command=["sh", "-c", f"yes 1234567 | head -c {size}"]) as made:
+    size, line = 8 << 20, "1234567 " * 127 + "1234567"
+    with container(world.ann, command=["sh", "-c", f"yes '{line}' | head -c {size}"]) as made:
         world.ann.wait_container(made.container_id, deadline=60)
         data, missing = b"", 0
         with world.ann.logs(made.container_id, follow=True, deadline=60) as stream:
@@ -78,7 +78,7 @@ def test_a_flood_is_read_to_its_end_or_told_as_a_gap(world):
                     assert piece.offset == len(data) + missing
                     data += piece.data
         assert len(data) + missing == size
-        assert data.endswith(b"1234567\n")
+        assert data.endswith(line.encode() + b"\n")
 
 
 # Stats
@@ -91,7 +91,7 @@ def test_what_one_uses(world):
             first = next(stream)
             assert first.cpu_millis == 0
             assert (first.memory_limit_bytes, first.pids_limit) == (128 << 20, 50)
-            later = [next(stream) for _ in range(6)]
+            later = [next(stream) for _ in range(3)]
         assert later[-1].cpu_time_us > first.cpu_time_us
         assert 0 < max(one.cpu_millis for one in later) < 1_500
         assert 0 < later[-1].memory_bytes < 128 << 20

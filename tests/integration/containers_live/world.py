@@ -7,10 +7,12 @@ import hashlib
 import json
 import os
 import random
+import secrets
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -28,7 +30,6 @@ from tests.programs.world import Loop, with_hosts
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from datetime import datetime, timedelta
-    from pathlib import Path
 
     from clawbox_client import Container
 
@@ -218,7 +219,13 @@ def running(
     wrapper = reachable.prepare(home)
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(
-            containers_server(home, engine_url, wrapper=wrapper, CLAWBOX_MASTER_KEY=KEY)
+            containers_server(
+                home,
+                engine_url,
+                wrapper=wrapper,
+                CLAWBOX_MASTER_KEY=KEY,
+                CLAWBOX_SANDBOX__BUILTIN_TOOLS="false",
+            )
         )
         channel = stack.enter_context(
             grpc.insecure_channel(server.address, [("grpc.max_receive_message_length", 64 << 20)])
@@ -271,3 +278,20 @@ def logged(client: SyncClient, made: Container, **options: Any) -> bytes:
     """Everything that a container's program wrote so far."""
     with client.logs(made.container_id, deadline=30, **options) as pieces:
         return b"".join(piece.data for piece in pieces if isinstance(piece, LogChunk))
+
+
+def mark() -> str:
+    """A number of seconds to sleep that nobody else sleeps."""
+    return str(secrets.randbelow(10**8) + 10**6)
+
+
+def processes(word: str) -> list[str]:
+    """Ids of processes of this machine, containers' included, with a word in their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if word.encode() in path.read_bytes().split(b"\0"):
+                found.append(path.parent.name)
+        except OSError:
+            continue
+    return found
