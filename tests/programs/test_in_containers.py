@@ -206,7 +206,7 @@ def test_npm_installs(boxed):
     assert boxed.told(mark) == {(PACKAGES, "allowed", "packages"), (REFUSED, "denied", None)}
 
 
-def test_apt_updates_with_its_state_in_the_workspace(boxed):
+def test_apt_updates_with_its_state_in_the_workspace(boxed: InContainers) -> None:
     listed = (
         b"Package: tiny\nVersion: 1\nArchitecture: all\nFilename: ./tiny.deb\nSize: 1\nDescription: tiny\n\n"
     )
