@@ -15,6 +15,7 @@ import pytest
 from clawbox_client import ClawboxError, SyncClient
 
 from tests.containers_world import containers_server
+from tests.footprint import eventually
 from tests.security.containers.engine_between import EngineBetween
 
 MIB = 1 << 20
@@ -99,6 +100,29 @@ def test_rule_74_the_token_of_another_container_is_refused(box, spawn, agent_ima
     ask = ASK % token(theirs)
     answer = box.run("python3", "-c", CONNECT, "/run/clawbox/proxy.sock", stdin=ask)
     assert answer.startswith("HTTP/1.1 407")
+
+
+def test_rule_81_no_name_in_a_containers_folders_leads_outside(box, client, server):
+    outside = server.home / "token"
+    box.run("sh", "-euc", f"mkdir -p /workspace/t && cd /workspace/t && ln -s {outside} file && ln -s / root")
+    box.run("sh", "-euc", "cd /workspace/t && ln -s /proc/1/root proc && ln -s ../../.. up && mkfifo pipe")
+    for path in (
+        "/workspace/t/file",
+        f"/workspace/t/root{outside}",
+        f"/workspace/t/up{outside}",
+        "/workspace/t/proc/etc/passwd",
+        "/workspace/t/pipe",
+    ):
+        with pytest.raises(ClawboxError) as refused:
+            client.read_file(box.container_id, path)
+        assert refused.value.reason in {"FILE_NOT_FOUND", "FILE_DENIED", "WRONG_STATE", "INVALID_FIELD"}
+        with pytest.raises(ClawboxError):
+            client.write_file(box.container_id, f"{path}/new", b"x")
+    for area in ("/workspace", "/tmp"):
+        client.write_file(box.container_id, f"{area}/t-own", b"own", mode=0o777)
+        uid = box.engine["Config"]["User"]
+        assert box.run("stat", "-c", "%u:%g %a", f"{area}/t-own") == f"{uid} 777\n"
+    box.run("rm", "-r", "/workspace/t", "/workspace/t-own", "/tmp/t-own")
 
 
 def test_rule_82_no_two_containers_have_the_same_user(box, other):
@@ -194,6 +218,51 @@ def test_rule_85_the_status_warns_of_a_runc_with_known_flaws(client, engine_api)
     (docker,) = (one for one in client.status().components if one.name == "docker")
     assert ("CVE-2024-21626" in docker.detail) == (numbers < (1, 1, 12))
     assert ("CVE-2025-31133" in docker.detail) == (numbers < (1, 2, 8) or (1, 3) <= numbers < (1, 3, 3))
+
+
+TAKE_THE_PORT = """
+import socket, time
+while True:
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind(("127.0.0.1", 3128))
+        sock.listen()
+    except OSError:
+        sock.close()
+        time.sleep(0.005)
+    else:
+        open("/workspace/taken", "w").close()
+        time.sleep(1000)
+"""
+
+
+def test_rule_87_a_program_that_took_the_port_harms_itself_alone(tmp_path, engine_url, agent_image):
+    home = tmp_path / "clawbox"
+    with (
+        containers_server(home, engine_url) as server,
+        SyncClient(server.address, token=server.token) as client,
+    ):
+        command = ["python3", "-c", TAKE_THE_PORT]
+        container = client.spawn("takes the port", image=agent_image, command=command)
+        assert container.egress == "ready"
+        server.stop(signal.SIGKILL)
+    # As long as a sidecar lives the port is its own; then it is whose is first.
+    eventually(lambda: list((home / "workspaces").rglob("taken")), 20)
+    with (
+        containers_server(home, engine_url) as server,
+        SyncClient(server.address, token=server.token) as client,
+    ):
+        found = client.get_container(container.container_id)
+        assert (found.state.name, found.egress) == ("RUNNING", "proxy_port_taken")
+        script = "echo -n $CLAWBOX_PROXY_TOKEN"
+        told = client.run_command(container.container_id, ["sh", "-c", script]).stdout
+        ask = ASK % told.encode()
+        answer = client.run_command(
+            container.container_id, ["python3", "-c", CONNECT, "/run/clawbox/proxy.sock"], stdin=ask
+        )
+        assert answer.stdout.startswith("HTTP/1.1 403")
+        client.remove_container(container.container_id, force=True)
 
 
 def test_rule_88_the_run_folder_is_as_nobody_but_root_can_make_it(box, server):
