@@ -265,7 +265,7 @@ def test_one_that_was_removed_while_no_server_ran_is_lost(world, busybox_image):
         assert world.left.workspaces() == []
 
 
-def test_fifty_containers_are_taken_over(world, busybox_image, record_property):
+def test_fifty_containers_are_taken_over(world, busybox_image, record_testsuite_property):
     with world.server() as server, client_of(server) as client:
         made = [client.spawn("idle", image=busybox_image, hold=True) for _ in range(50)]
         kill(server)
@@ -278,7 +278,7 @@ def test_fifty_containers_are_taken_over(world, busybox_image, record_property):
         assert set(found) == {one.container_id for one in made}
         assert {(one.state.name, one.egress) for one in found.values()} == {("RUNNING", "ready")}
         assert len(sidecars(server)) == 50
-        record_property("adoption_seconds", round(seconds, 2))
+        record_testsuite_property("seconds to adopt 50 containers", round(seconds, 2))
         assert [world.pid(one) for one in made] == pids
         assert server.stop(timeout=120) == 0
     assert world.left.containers() == set()
