@@ -270,15 +270,17 @@ def test_fifty_containers_are_taken_over(world, busybox_image, record_testsuite_
         made = [client.spawn("idle", image=busybox_image, hold=True) for _ in range(50)]
         kill(server)
     pids = [world.pid(one) for one in made]
-    with world.server(serving=False) as server, client_of(server) as client:
-        began = time.monotonic()
-        eventually(lambda: client.is_serving("clawbox.v1.Containers"))
+    began = time.monotonic()
+    with world.server() as server, client_of(server) as client:
+        # A server serves once everything was taken over; its own start is in it.
         seconds = time.monotonic() - began
         found = {one.container_id: one for one in client.list_containers()}
         assert set(found) == {one.container_id for one in made}
         assert {(one.state.name, one.egress) for one in found.values()} == {("RUNNING", "ready")}
         assert len(sidecars(server)) == 50
-        record_testsuite_property("seconds to adopt 50 containers", round(seconds, 2))
+        record_testsuite_property(
+            "seconds until a server serves that adopts 50 containers", round(seconds, 2)
+        )
         assert [world.pid(one) for one in made] == pids
         assert server.stop(timeout=120) == 0
     assert world.left.containers() == set()
