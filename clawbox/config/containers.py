@@ -42,7 +42,7 @@ class ContainersSettings(Settings):
     """Containers that are active at the same time, whoever's they are; the next is RESOURCE_EXHAUSTED."""
     workspace_root: FilePath = Path("~/.clawbox/workspaces")
     """Folder of the workspaces; no two servers share one, and nobody but root may write above it."""
-    workspace_max_bytes: Bytes = 1_073_741_824
+    workspace_max_bytes: Bytes = 4_294_967_296
     """Most that one workspace may hold, in bytes; a container whose workspace holds more is ended."""
     retention_ms: MillisecondsOrZero = 3_600_000
     """How long an ended container and its output stay readable, in milliseconds."""

@@ -18,11 +18,11 @@ from clawbox.children.uids import UidsExhaustedError
 from clawbox.containers.backend import EngineError
 from clawbox.containers.commands import container_command
 from clawbox.containers.host.ancestors import check as check_ancestors
-from clawbox.containers.host.cgroups import Cgroup
+from clawbox.containers.host.cgroups import Cgroup, CgroupError
 from clawbox.containers.host.fifo import GateStuckError
 from clawbox.containers.host.gate_check import GateTerms, UnsafeContainerError, check_gate
 from clawbox.containers.host.mounted import OpenedMounts
-from clawbox.containers.host.processes import open_process
+from clawbox.containers.host.processes import ProcessGoneError, open_process
 from clawbox.containers.image_facts import stop_signal
 from clawbox.containers.labels import mac_text, to_labels
 from clawbox.containers.mounts import WORKSPACE, MountError
@@ -186,13 +186,12 @@ class Making:
                 raise _refused(error) from error
             facts = await around.backend.inspect(container.engine_id)
             if facts is None or not facts.runs:
-                raise ClawboxError(
-                    Reason.SANDBOX_UNAVAILABLE,
-                    "the container ended before its program began",
-                    retry_after=1.0,
-                )
-            await occupy(self._entry, facts.pid, quarters)
-            await self._check(container, quarters, opened, facts.runtime)
+                raise _ended_early()
+            try:
+                await occupy(self._entry, facts.pid, quarters)
+                await self._check(container, quarters, opened, facts.runtime)
+            except (ProcessGoneError, CgroupError) as error:
+                raise _ended_early() from error
             quarters.door = await opening
             egress, detail = await listen(container.identity, quarters)
             for companion in around.companions:
@@ -235,6 +234,12 @@ class Making:
             await check_gate(quarters.pid, terms)
         except (UnsafeContainerError, MountError) as error:
             raise _unsafe(container, error) from error
+
+
+def _ended_early() -> ClawboxError:
+    return ClawboxError(
+        Reason.SANDBOX_UNAVAILABLE, "the container ended before its program began", retry_after=1.0
+    )
 
 
 def has_own_kernel(runtime: str) -> bool:

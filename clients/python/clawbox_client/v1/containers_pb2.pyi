@@ -91,7 +91,7 @@ class _EgressStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EgressSta
     EGRESS_STATE_RESTARTING: _EgressState.ValueType  # 4
     """The sidecar is being restarted; nothing gets out meanwhile."""
     EGRESS_STATE_NONE: _EgressState.ValueType  # 5
-    """There is no sidecar: the grant allows no network, or the container has finished."""
+    """There is no sidecar: the container is being made, or has finished."""
     EGRESS_STATE_DIRECT: _EgressState.ValueType  # 6
     """The container is on a Docker network of its own right (EXECUTION_POLICY_CONTAINER_DIRECT)."""
 
@@ -109,7 +109,7 @@ EGRESS_STATE_PROXY_PORT_TAKEN: EgressState.ValueType  # 3
 EGRESS_STATE_RESTARTING: EgressState.ValueType  # 4
 """The sidecar is being restarted; nothing gets out meanwhile."""
 EGRESS_STATE_NONE: EgressState.ValueType  # 5
-"""There is no sidecar: the grant allows no network, or the container has finished."""
+"""There is no sidecar: the container is being made, or has finished."""
 EGRESS_STATE_DIRECT: EgressState.ValueType  # 6
 """The container is on a Docker network of its own right (EXECUTION_POLICY_CONTAINER_DIRECT)."""
 Global___EgressState: _TypeAlias = EgressState  # noqa: Y015
