@@ -175,7 +175,7 @@ class InsideProcess:
         _log.warning("the engine starts no process in %s: %r", self._quarters.container_id, text)
         if self.container_ends():
             return not_running(self._quarters.container_id)
-        if "chdir to cwd" in text:
+        if "chdir to cwd" in text or "initial working directory" in text:
             return invalid_field("working_dir", "is no folder that its user may enter", "path")
         return _unavailable("the engine could not start it")
 
