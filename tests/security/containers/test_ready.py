@@ -44,7 +44,7 @@ def program():
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory, engine_url, session_images):
+def offered(tmp_path_factory, engine_url, session_images):
     data, (path, *_) = program()
     shell = session_images(files={path[1:]: data}, name="connects")
     bare = session_images(layer=tar_of({path[1:]: data}), name="connects-alone")
@@ -54,20 +54,16 @@ def client(tmp_path_factory, engine_url, session_images):
         containers_server(home, engine_url, f"max_containers = {AT_ONCE + 1}", more) as server,
         SyncClient(server.address, token=server.token) as client,
     ):
-        client.kinds = [
-            {"image": shell},
-            {"image": bare},
-            {"template": "shell-root"},
-            {"template": "bare-root"},
-        ]
-        yield client
+        kinds = [{"image": shell}, {"image": bare}, {"template": "shell-root"}, {"template": "bare-root"}]
+        yield client, kinds
 
 
-def test_each_of_fifty_immediate_connections_is_accepted(client):
+def test_each_of_fifty_immediate_connections_is_accepted(offered):
+    client, kinds = offered
     _, command = program()
 
     def start(number):
-        container = client.spawn("connects at once", command=command, **client.kinds[number % 4])
+        container = client.spawn("connects at once", command=command, **kinds[number % 4])
         ended = client.wait_container(container.container_id, deadline=60)
         client.remove_container(container.container_id)
         return container.egress, ended.exit_code
