@@ -267,7 +267,7 @@ class Reason(enum.Enum):
     )
     STATE_UNAVAILABLE = _Spec(
         Code.UNAVAILABLE,
-        "What the server remembers of containers and requests cannot be read or written; nothing was changed.",
+        "What the server remembers of containers and requests cannot be read or written; nothing changed.",
         "Try again; the operator makes room on the disk of the state, or corrects what the message says.",
     )
     SANDBOX_UNAVAILABLE = _Spec(
