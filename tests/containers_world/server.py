@@ -28,7 +28,7 @@ allowed = ["clawbox-test/", "clawbox/"]
 
 
 def settings(home: Path, engine_url: str, containers: str = "", more: str = "") -> str:
-    """TOML: ``containers`` are keys of that section besides, ``more`` goes on in [images] or begins others."""
+    """TOML: ``containers`` are keys of that section besides, ``more`` goes on in [images] or others."""
     return SETTINGS.format(engine=engine_url, home=home, containers=containers, more=more)
 
 
