@@ -59,7 +59,7 @@ def add(
     env: Annotated[
         str | None,
         typer.Option(
-            help="Environment variable that is to hold a placeholder in containers, which are planned."
+            help="Environment variable for a placeholder, kept with the credential; containers do not set it yet."
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Take a secret that can be guessed.")] = False,
