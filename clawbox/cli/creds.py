@@ -58,9 +58,7 @@ def add(
     window: Annotated[int, typer.Option(help="Length of a window, in seconds.", min=1)] = 86_400,
     env: Annotated[
         str | None,
-        typer.Option(
-            help="Environment variable for a placeholder, kept with the credential; containers do not set it yet."
-        ),
+        typer.Option(help="Environment variable for a placeholder: kept with it, not yet set in containers."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Take a secret that can be guessed.")] = False,
     config: ConfigOption = None,
