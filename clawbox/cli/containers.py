@@ -190,7 +190,8 @@ def _granted(grant: "Grant") -> list[tuple[str, str]]:
 
 
 def _rule(rule: "Rule") -> str:
-    words = [rule.host + "".join(f":{port}" for port in rule.ports), *rule.methods, *rule.path_prefixes]
+    ports = ",".join(map(str, rule.ports))
+    words = [f"{rule.host}:{ports}" if ports else rule.host, *rule.methods, *rule.path_prefixes]
     return " ".join(words)
 
 
