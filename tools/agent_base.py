@@ -234,6 +234,11 @@ def _search_path() -> str:
 
 def _run(command: list[str], *, what: str) -> str:
     environment: Mapping[str, str | None] = {
+        # What is a folder here is none inside.
+        "TMPDIR": None,
+        "TMP": None,
+        "TEMP": None,
+        "HOME": "/root",
         "DEBIAN_FRONTEND": "noninteractive",
         "LC_ALL": "C.UTF-8",
         "PATH": _search_path(),
