@@ -21,6 +21,9 @@ RESTING = (("clawbox-worker", 2), ("clawbox-worker-", 1))
 """Names are cut to 15 bytes: the last is ``clawbox-worker-fork``."""
 
 SETTINGS = """
+[containers]
+enabled = false
+
 [children]
 uid_first = 930000
 uid_count = 100

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from clawbox_client import ContainerState
@@ -104,6 +108,19 @@ def test_without_the_operators_line_it_is_refused_and_says_why(pulling, agent_im
     assert "server does not allow" in done.stderr
     assert "Traceback" not in done.stderr
     assert list(pulling.ann.list_containers(include_finished=True)) == []
+
+
+def test_the_program_of_the_clients_readme_runs(operated, agent_image):
+    page = (Path(__file__).parents[3] / "clients/python/README.md").read_text()
+    [block] = [one for one in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "client.spawn(" in one]
+    address, token = operated.server.address, operated.server.home / "token"
+    block = block.replace('token_file="~/.clawbox/token"', f'"{address}", token_file="{token}"')
+    block = block.replace("clawbox/agent-base", agent_image)
+    done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert said[:3] == ["0 6", "", "True"]
+    assert said[-2:] == ["KILLED", "POLICY_DENIED evil.example.com"]
 
 
 def test_what_the_caller_did_not_allow_is_refused_inside(operated, agent_image):
