@@ -112,6 +112,8 @@ def running(
         **os.environ,
         "CLAWBOX_PORT": str(port),
         "CLAWBOX_METRICS__PORT": str(metrics_port),
+        # Each has its own: of two with one folder, the second would serve no containers.
+        "CLAWBOX_CONTAINERS__WORKSPACE_ROOT": str(home / "workspaces"),
         **environment,
     }
     log = home / "server.log"

@@ -144,6 +144,7 @@ def test_a_file_of_another_key_is_told_and_no_request_goes_without_its_credentia
     Vault(server.home / "credentials.enc", MasterKey("cd" * 32)).put(
         Credential("api", Secret(SECRET), ("127.0.0.1",), ports=(host.port,), plain_http=True)
     )
+    eventually(lambda: {part.name: part.state for part in client.status().components}["credentials"] != "ok")
     client.execute("relay", call(f"http://127.0.0.1:{host.port}/"), credentials=["api"])
     assert host.seen == []
     (row,) = rows(server, "egress")
