@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import importlib
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,12 +26,7 @@ from clawbox.audit import AuditLog, signed_heads
 from clawbox.auth import TokenTable, watch_tokens
 from clawbox.children import linux
 from clawbox.children.uids import server_uids
-from clawbox.containers.service import (
-    ContainerService,
-    ContainersUnavailableError,
-    container_service,
-    why_not,
-)
+from clawbox.containers.availability import why_not
 from clawbox.containers.states import State
 from clawbox.egress.keeper.bootstrap import identity_folder, open_keys
 from clawbox.egress.setup import egress_setup, listening_at, sandbox_limits
@@ -38,7 +34,6 @@ from clawbox.egress.supervisor import EgressSupervisor
 from clawbox.egress.vault import VaultError
 from clawbox.egress.wasm_doors import WasmDoors
 from clawbox.policy import ShapeAction, ToolCeiling
-from clawbox.rpc.containers import ContainersServicer
 from clawbox.rpc.drain import shutdown_on_signals
 from clawbox.rpc.sandbox import SandboxServicer
 from clawbox.rpc.server import RpcServer
@@ -58,6 +53,7 @@ if TYPE_CHECKING:
     from clawbox.children.enforcement import Enforcement
     from clawbox.children.uids import UidRange
     from clawbox.config import Config
+    from clawbox.containers.service import ContainerService
     from clawbox.egress.supervisor import EgressStatus
     from clawbox.rpc.access import Refusal
 
@@ -100,6 +96,9 @@ async def build_server(config: Config) -> AsyncIterator[RunningServer]:
     async with contextlib.AsyncExitStack() as stack:
         uids = stack.enter_context(server_uids(config.children.uid_first, config.children.uid_count))
         container_uids = uids.upper_half() if uids is not None and not why_not(config) else None
+        # Half a second of computing, while the server mostly waits for its children to start.
+        loading = asyncio.ensure_future(asyncio.to_thread(_load_containers, container_uids is not None))
+        stack.callback(loading.cancel)
         audit = await stack.enter_async_context(
             AuditLog(
                 config.logging.audit_dir,
@@ -144,6 +143,7 @@ async def build_server(config: Config) -> AsyncIterator[RunningServer]:
         if egress.supervisor is not None:
             limits = sandbox_limits(config.egress, config.proxy)
             doors = await stack.enter_async_context(WasmDoors(egress.supervisor, limits, ceiling.on_shape))
+        await loading
         containers = await stack.enter_async_context(
             _containers(config, egress.supervisor, audit, metrics, uids=container_uids, sandboxes=sandboxes)
         )
@@ -172,6 +172,8 @@ async def build_server(config: Config) -> AsyncIterator[RunningServer]:
         rpc = await stack.enter_async_context(RpcServer(config.server, tokens, metrics, on_refusal=refused))
         serve_sandbox(rpc, SandboxServicer(executor, catalog, audit, ceiling))
         if containers.service is not None:
+            from clawbox.rpc.containers import ContainersServicer  # noqa: PLC0415 - loaded beside
+
             parts = containers.service
             serve_containers(
                 rpc,
@@ -247,6 +249,13 @@ async def _egress(
         yield Egress(supervisor)
 
 
+def _load_containers(wanted: bool) -> None:  # noqa: FBT001
+    """Import what serves containers; nothing where there will be none."""
+    if wanted:
+        importlib.import_module("clawbox.containers.service")
+        importlib.import_module("clawbox.rpc.containers")
+
+
 @dataclass(frozen=True, slots=True)
 class Containers:
     """Containers as a whole."""
@@ -273,6 +282,11 @@ async def _containers(
     async with contextlib.AsyncExitStack() as stack:
         service = None
         if not problem and ways_out is not None and uids is not None:
+            from clawbox.containers.service import (  # noqa: PLC0415 - loaded beside
+                ContainersUnavailableError,
+                container_service,
+            )
+
             try:
                 service = await stack.enter_async_context(
                     container_service(

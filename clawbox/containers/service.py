@@ -11,13 +11,11 @@ import resource
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from clawbox.children.enforcement import can_have_own_uids
 from clawbox.children.files.folder import KIND, KIND_OBJECT
 from clawbox.children.launcher import Launcher
 from clawbox.containers.docker import DockerBackend
 from clawbox.containers.execs import Execs
 from clawbox.containers.files import ContainerFiles
-from clawbox.containers.gate.elf import MACHINES
 from clawbox.containers.host.folders import StateFolder
 from clawbox.containers.host.workspaces import Workspaces
 from clawbox.containers.manager import ContainerManager
@@ -66,17 +64,6 @@ class ContainerService:
     files: ContainerFiles
     request_ids: RequestIds
     store: Store
-
-
-def why_not(config: Config) -> str:
-    """Why a server with these settings serves no containers, on this machine; empty: it can."""
-    if not config.containers.enabled:
-        return "containers.enabled is false"
-    if not can_have_own_uids():
-        return "containers need a server that is root: this one may not give them uids of their own"
-    if platform.machine() not in MACHINES:
-        return f"containers need a gate, and there is none for {platform.machine()}"
-    return ""
 
 
 @contextlib.asynccontextmanager
