@@ -27,11 +27,10 @@ from clawbox.containers.labels import (
     mac_text,
 )
 from clawbox.containers.making import expires_ms, occupy
-from clawbox.containers.quarters import Quarters
+from clawbox.containers.quarters import quarters_of
 from clawbox.containers.record import Container
 from clawbox.containers.spec import engine_name
 from clawbox.containers.states import Ending, EndingBegun, State, Status, after
-from clawbox.containers.users import User
 from clawbox.containers.way_out import listen, open_door, open_way_out
 from clawbox.errors import ClawboxError, Reason
 
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     from clawbox.audit import Audit
     from clawbox.containers.backend import ContainerFacts, Listed
     from clawbox.containers.lifecycle import Lifecycle
+    from clawbox.containers.quarters import Quarters
     from clawbox.containers.terms import Surroundings
 
 STUCK_SECONDS: Final = 10.0
@@ -206,15 +206,7 @@ class Adoption:
         entry.lasting.add("its folder", lambda: asyncio.to_thread(folder.remove))
         name = engine_name(entry.container_id)
         entry.lasting.add("its container", lambda: around.backend.remove(name))
-        return Quarters(
-            container_id=entry.container_id,
-            engine_id=container.engine_id,
-            user=User(identity.uid, identity.gid),
-            folder=folder,
-            workspace=workspace,
-            door=None,
-            max_output_bytes=identity.grant.limits.max_output_bytes,
-        )
+        return quarters_of(identity, container.engine_id, folder, workspace)
 
     async def _move_in(
         self, entry: Entry, container: Container, quarters: Quarters, facts: ContainerFacts

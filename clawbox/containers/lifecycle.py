@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from clawbox.containers.backend import ConflictError, EngineError
 from clawbox.containers.entry import Entry
 from clawbox.containers.making import now_ms
-from clawbox.containers.quarters import Quarters
+from clawbox.containers.quarters import quarters_of
 from clawbox.containers.record import Container, EgressState
 from clawbox.containers.states import (
     Ending,
@@ -29,7 +29,6 @@ from clawbox.containers.states import (
     Vanished,
     after,
 )
-from clawbox.containers.users import User
 from clawbox.errors import ClawboxError, Reason
 
 if TYPE_CHECKING:
@@ -73,15 +72,9 @@ class Lifecycle:
         """One that had finished before this server began."""
         around, identity = self._around, container.identity
         entry = self._entries[container.container_id] = Entry(container.container_id)
-        entry.quarters = Quarters(
-            container_id=entry.container_id,
-            engine_id=container.engine_id,
-            user=User(identity.uid, identity.gid),
-            folder=around.folders.container(entry.container_id),
-            workspace=around.workspaces.locate(identity.owner, identity.workspace_id, entry.container_id),
-            door=None,
-            max_output_bytes=identity.grant.limits.max_output_bytes,
-        )
+        folder = around.folders.container(entry.container_id)
+        workspace = around.workspaces.locate(identity.owner, identity.workspace_id, entry.container_id)
+        entry.quarters = quarters_of(identity, container.engine_id, folder, workspace)
         entry.quarters.ended.set()
         self._set_timer(entry, container)
 

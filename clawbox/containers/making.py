@@ -27,8 +27,8 @@ from clawbox.containers.image_facts import stop_signal
 from clawbox.containers.labels import mac_text, to_labels
 from clawbox.containers.mounts import WORKSPACE, MountError
 from clawbox.containers.narrowing import Isolation
-from clawbox.containers.quarters import Quarters
-from clawbox.containers.spec import ContainerPlan, HostFolders, bind_mounts, build, engine_name
+from clawbox.containers.quarters import quarters_of
+from clawbox.containers.spec import ContainerPlan, bind_mounts, build, engine_name
 from clawbox.containers.states import Started, after, expiry
 from clawbox.containers.uninterrupted import meanwhile, uninterrupted
 from clawbox.containers.users import User
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from clawbox.containers.backend import ImageFound
     from clawbox.containers.calls import SpawnCall
     from clawbox.containers.entry import Entry
-    from clawbox.containers.mounts import Mount
+    from clawbox.containers.quarters import Quarters
     from clawbox.containers.record import Container
     from clawbox.containers.terms import Surroundings
     from clawbox.containers.wanted import Wanted
@@ -78,7 +78,7 @@ class Making:
             await keeping
         mounts = bind_mounts(plan.folders, workspace_read_only=container.identity.workspace_read_only)
         try:
-            opened = await asyncio.to_thread(_opened, mounts)
+            opened = await asyncio.to_thread(OpenedMounts.open, mounts)
         except MountError as error:
             raise _unsafe(container, error) from error
         with opened:
@@ -115,15 +115,8 @@ class Making:
             token_sha256=digest(self._token),
             stop_signal=stop_signal(facts),
         )
-        entry.quarters = quarters = Quarters(
-            container_id=entry.container_id,
-            engine_id="",
-            user=user,
-            folder=around.folders.container(entry.container_id),
-            workspace=workspace,
-            door=None,
-            max_output_bytes=identity.grant.limits.max_output_bytes,
-        )
+        folder = around.folders.container(entry.container_id)
+        entry.quarters = quarters = quarters_of(identity, "", folder, workspace)
         return replace(container, identity=identity, command=command, pull=None), quarters
 
     async def _make_folder(self, quarters: Quarters) -> None:
@@ -149,12 +142,7 @@ class Making:
             mac=await self._around.ways_out.mac(mac_text(to_labels(identity))),
             image=self._image.facts,
             command=container.command,
-            folders=HostFolders(
-                run=str(quarters.folder.run),
-                passwd=str(quarters.folder.passwd),
-                group=str(quarters.folder.group),
-                workspace=str(quarters.workspace.path),
-            ),
+            folders=quarters.folder.mounts(quarters.workspace.path),
             engine=self._around.engine,
             environment=self._call.env,
             way_out=variables(identity, self._token),
@@ -245,12 +233,6 @@ def _ended_early() -> ClawboxError:
 def has_own_kernel(runtime: str) -> bool:
     """Whether what a runtime runs is under a kernel of its own, so that the host sees nothing of it."""
     return any(name in runtime for name in ("runsc", "kata"))
-
-
-def _opened(mounts: tuple[Mount, ...]) -> OpenedMounts:
-    for mount in mounts:
-        check_ancestors(mount.source)
-    return OpenedMounts.open(mounts)
 
 
 def _unsafe(container: Container, error: Exception) -> ClawboxError:

@@ -6,14 +6,16 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from clawbox.containers.users import User
+
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from clawbox.containers.host.cgroups import Cgroup
     from clawbox.containers.host.folders import ContainerFolder
     from clawbox.containers.host.workspaces import Workspace
+    from clawbox.containers.labels import Identity
     from clawbox.containers.record import Container
-    from clawbox.containers.users import User
     from clawbox.egress.sandbox_door import SandboxDoor
 
 
@@ -36,6 +38,21 @@ class Quarters:
     cgroup: Cgroup | None = None
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when its program has ended."""
+
+
+def quarters_of(
+    identity: Identity, engine_id: str, folder: ContainerFolder, workspace: Workspace
+) -> Quarters:
+    """Those of a container that does not run, or whose processes are yet to be found."""
+    return Quarters(
+        container_id=identity.container_id,
+        engine_id=engine_id,
+        user=User(identity.uid, identity.gid),
+        folder=folder,
+        workspace=workspace,
+        door=None,
+        max_output_bytes=identity.grant.limits.max_output_bytes,
+    )
 
 
 class Companion(Protocol):

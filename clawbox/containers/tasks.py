@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from clawbox.containers.uninterrupted import done
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -37,11 +38,7 @@ class Tasks:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             task.cancel()
-            while not task.done():
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.wait([task])
-            if not task.cancelled():
-                task.exception()  # whoever was cancelled does not ask
+            await done(task)
             raise
 
     async def cancel_all(self) -> None:

@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
 
 T = TypeVar("T")
+
+
+async def done(task: asyncio.Future[Any]) -> asyncio.CancelledError | None:
+    """Wait until a task is done, however often this is cancelled meanwhile; the last cancellation.
+
+    How the task ended is for who wants to know: it raises nothing, and complains of nothing later.
+    """
+    cancelled = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if not task.cancelled():
+        task.exception()
+    return cancelled
 
 
 async def uninterrupted(work: Coroutine[object, object, T]) -> T:
@@ -19,15 +35,8 @@ async def uninterrupted(work: Coroutine[object, object, T]) -> T:
     answered can what it did be undone.
     """
     task = asyncio.ensure_future(work)
-    cancelled = None
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError as error:
-            cancelled = error
+    cancelled = await done(task)
     if cancelled is not None:
-        if not task.cancelled():
-            task.exception()  # whoever was cancelled does not ask
         raise cancelled
     return task.result()
 
@@ -43,13 +52,6 @@ async def meanwhile(work: Coroutine[object, object, T]) -> AsyncIterator[asyncio
         yield task
     finally:
         task.cancel()
-        cancelled = None
-        while not task.done():
-            try:
-                await asyncio.wait([task])
-            except asyncio.CancelledError as error:
-                cancelled = error
-        if not task.cancelled():
-            task.exception()  # whoever left the block before does not ask
+        cancelled = await done(task)
         if cancelled is not None:
             raise cancelled

@@ -10,7 +10,12 @@ import msgspec
 
 from clawbox.containers.gate import FOLDER
 from clawbox.containers.host.folders import SOCKET
-from clawbox.containers.host.namespaces import NamespaceDeniedError, PortTakenError, listen_inside
+from clawbox.containers.host.namespaces import (
+    PROXY_PORT,
+    NamespaceDeniedError,
+    PortTakenError,
+    listen_inside,
+)
 from clawbox.containers.narrowing import Isolation
 from clawbox.containers.record import EgressState
 from clawbox.egress.environment import proxy_url, sandbox_environment, sandbox_files
@@ -24,7 +29,6 @@ if TYPE_CHECKING:
     from clawbox.containers.terms import Surroundings
     from clawbox.egress.sandbox_door import SandboxDoor
 
-PROXY_PORT: Final = 3128
 TOKEN_BYTES: Final = 32
 
 
@@ -91,7 +95,7 @@ async def listen(identity: Identity, quarters: Quarters) -> tuple[EgressState, s
     door = quarters.door
     assert door is not None
     try:
-        listener = await listen_inside(quarters.pid, quarters.pidfd, PROXY_PORT)
+        listener = await listen_inside(quarters.pid, quarters.pidfd)
     except PortTakenError:
         return EgressState.PORT_TAKEN, f"a program inside has taken port {PROXY_PORT}"
     except NamespaceDeniedError as error:

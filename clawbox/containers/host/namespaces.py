@@ -25,14 +25,6 @@ class NamespaceDeniedError(Exception):
     """The namespace may not be entered: it is the host's, or this server lacks the right to."""
 
 
-def namespace_inode(pid: int) -> int:
-    """What a process's network namespace is known by. Raises :class:`ProcessGoneError`."""
-    try:
-        return (PROC / f"{pid}/ns/net").stat().st_ino
-    except (FileNotFoundError, ProcessLookupError):
-        raise ProcessGoneError(pid) from None
-
-
 async def listen_inside(pid: int, pidfd: int, port: int = PROXY_PORT) -> socket.socket:
     """A socket that listens on 127.0.0.1 in the network namespace of a process; non-blocking, the caller's.
 

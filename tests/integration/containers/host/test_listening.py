@@ -14,12 +14,16 @@ from clawbox.containers.host.namespaces import (
     NamespaceDeniedError,
     PortTakenError,
     listen_inside,
-    namespace_inode,
 )
 from clawbox.containers.host.processes import ProcessGoneError
 from tests.integration.containers.host.conftest import USER
 
 TALK = "echo hello | nc 127.0.0.1 3128"
+
+
+def network_of(pid):
+    """What the network namespace of a process is known by."""
+    return Path(f"/proc/{pid}/ns/net").stat().st_ino
 
 
 async def test_the_program_finds_what_listens_at_its_first_instruction(start):
@@ -66,13 +70,13 @@ async def test_rule_87_the_port_can_be_taken_again_by_the_next_server(start):
 
 async def test_listening_leaves_this_servers_threads_where_they_were(start):
     started = start()
-    own = namespace_inode(os.getpid())
+    own = network_of("self")
 
     (await listen_inside(started.pid, started.pidfd)).close()
 
     seen = await asyncio.gather(*(asyncio.to_thread(os.stat, "/proc/thread-self/ns/net") for _ in range(8)))
     assert {facts.st_ino for facts in seen} == {own}
-    assert namespace_inode(started.pid) != own
+    assert network_of(started.pid) != own
 
 
 async def test_the_hosts_own_namespace_is_never_listened_in():
