@@ -109,6 +109,20 @@ async def build_server(config: Config) -> AsyncIterator[RunningServer]:
             )
         )
         endpoint = await stack.enter_async_context(MetricsEndpoint(config.metrics, metrics))
+
+        def refused(refusal: Refusal) -> None:
+            audit.append_counted(
+                "token_refused",
+                principal=refusal.principal,
+                request_id=refusal.request_id,
+                decision="denied",
+                reason=refusal.reason.name,
+                method=refusal.method,
+                peer=refusal.address,
+            )
+
+        # Before what takes time: a port that is taken is said at once.
+        rpc = await stack.enter_async_context(RpcServer(config.server, tokens, metrics, on_refusal=refused))
         await stack.enter_async_context(watch_tokens(tokens, config))
         compiler = await stack.enter_async_context(
             Compiler(config.sandbox.cache_dir, timeout_ms=config.sandbox.compile_timeout_ms, uids=uids)
@@ -158,18 +172,8 @@ async def build_server(config: Config) -> AsyncIterator[RunningServer]:
             sandboxes=sandboxes,
         )
 
-        def refused(refusal: Refusal) -> None:
-            audit.append_counted(
-                "token_refused",
-                principal=refusal.principal,
-                request_id=refusal.request_id,
-                decision="denied",
-                reason=refusal.reason.name,
-                method=refusal.method,
-                peer=refusal.address,
-            )
-
-        rpc = await stack.enter_async_context(RpcServer(config.server, tokens, metrics, on_refusal=refused))
+        # It drains while everything that its calls use still works.
+        stack.push_async_callback(rpc.drain)
         serve_sandbox(rpc, SandboxServicer(executor, catalog, audit, ceiling))
         if containers.service is not None:
             from clawbox.rpc.containers import ContainersServicer  # noqa: PLC0415 - loaded beside

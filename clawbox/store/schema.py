@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import sqlalchemy as sa
+import structlog
 
 from clawbox.errors import ClawboxError, Reason
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
+
+_log = structlog.stdlib.get_logger("clawbox.store")
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 _VERSION: Final = re.compile(r"r([0-9]{4})_[a-z0-9_]+\.py")
@@ -58,6 +61,9 @@ def upgrade(connection: Connection, place: str) -> None:
         )
     if found != set(scripts.get_heads()):
         command.upgrade(config, "head")
+        _log.info(
+            "the state's tables were brought up to date", place=place, schema=", ".join(scripts.get_heads())
+        )
 
 
 def _is_newest(connection: Connection) -> bool:

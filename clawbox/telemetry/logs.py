@@ -79,7 +79,7 @@ def configure_logging(settings: LoggingSettings, stream: TextIO | None = None) -
     root.setLevel(level)
     # These say at INFO and DEBUG what our own entries already say. And a log file in a folder that watchfiles
     # watches would grow for ever: each entry about a change is a change.
-    for name in ("asyncio", "grpc", "watchfiles"):
+    for name in ("alembic", "asyncio", "grpc", "watchfiles"):
         logging.getLogger(name).setLevel(max(level, logging.WARNING))
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
