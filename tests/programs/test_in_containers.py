@@ -155,6 +155,15 @@ def test_a_program_gets_its_answer_and_no_other_host(boxed, name):
     fetch(boxed, name, FETCHES[name])
 
 
+def test_busyboxs_wget_gets_its_answer_and_no_other_host(boxed, busybox_image):
+    """It ends its half of the connection behind an https request, as Alpine's does."""
+    box = boxed.box(busybox_image)
+    try:
+        fetch(boxed, "busybox wget", "wget -q -O -", box=box)
+    finally:
+        boxed.client.remove_container(box, force=True)
+
+
 def test_why_a_host_was_refused_is_readable(boxed):
     told = boxed.inside(f"curl -sS -o /dev/null -v {boxed.url('/', REFUSED)}", fails=True).err
     assert "X-Clawbox-Error: host_not_allowed" in told

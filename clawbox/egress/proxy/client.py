@@ -14,6 +14,7 @@ from clawbox.egress.http.headers import Headers
 from clawbox.egress.http.writer import CONTINUE, write_refusal
 from clawbox.egress.proxy import tunnel as tunnels
 from clawbox.egress.proxy.call import CALL_PATH, serve_call
+from clawbox.egress.proxy.departure import Departure
 from clawbox.egress.proxy.exchange import exchange, search, terms_of
 from clawbox.egress.proxy.identity import Identity, identify
 from clawbox.egress.proxy.record import Record
@@ -210,8 +211,8 @@ class Client:
             terms = terms_of(request, self._state, record)
             if stream.framing.kind is BodyKind.NONE:
                 await stream.piece()
-            self._watch()
-            await exchange(request, terms, stream, sink, self._wire)
+            with self._watched(stream, sink):
+                await exchange(request, terms, stream, sink, self._wire)
 
     async def _call(
         self, stream: RequestStream, head: RequestHead, record: Record, sink: ClientSink, *, is_call: bool
@@ -220,8 +221,7 @@ class Client:
         record.way = "call"
         if not is_call:
             raise RefusedError(Denial.UNKNOWN_ROUTE)
-        with self._state.requests.hold(Denial.TOO_MANY_REQUESTS):
-            self._watch()
+        with self._state.requests.hold(Denial.TOO_MANY_REQUESTS), self._watched(stream, sink):
             if head.expects_continue:
                 self._wire.write(CONTINUE)
             await serve_call(stream, sink, record, self.identity, state=self._state, wire=self._wire)
@@ -254,7 +254,8 @@ class Client:
             return await tunnels.intercept(self._wire, self._tls, target, self.identity, limits)
         record.way = "tunnel"
         search(record.asked(target), (), state, record, decision.on_shape)
-        self._watch()
+        self._alive()
+        self._wire.on_end = self._left
         await tunnels.carry(self._wire, state, target, record, sink)
         sink.keep_alive = False
         return None
@@ -270,11 +271,22 @@ class Client:
             finally:
                 self._state.rows.tunnels(slots.taken - 1)
 
-    def _watch(self) -> None:
-        """While a request is under way: bytes must come or go, and a client that leaves ends it."""
+    @contextlib.contextmanager
+    def _watched(self, stream: RequestStream, sink: ClientSink) -> Iterator[None]:
+        """While a request is under way: a client that leaves ends it."""
+        self._alive()
+        departure = Departure(self._wire, stream, sink, self._left)
+        try:
+            yield
+        finally:
+            departure.close()
+
+    def _alive(self) -> None:
+        """From now on bytes must come or go."""
         self._wire.watch(self._state.grant.limits.idle_timeout_ms / 1000)
-        # It may have sent its request, and that it sends no more, in one go: then until it is wholly gone.
-        self._wire.on_end = lambda: self.end(Refusal(Denial.CLIENT_GONE))
+
+    def _left(self) -> None:
+        self.end(Refusal(Denial.CLIENT_GONE))
 
     def _refuse(self, refusal: Refusal, sink: ClientSink, *, is_call: bool) -> None:
         """Say why not; where the answer has begun, break it off, so that it never looks complete (53)."""

@@ -168,9 +168,14 @@ class ClientSink:
         """Whether the connection serves another request after this."""
         self.begun = False
 
+    @property
+    def knows_interim(self) -> bool:
+        """Whether the client reads on after a 1xx, which HTTP/1.0 does not have."""
+        return self._version == 1
+
     def interim(self, head: ResponseHead, fields: Sequence[Field]) -> None:
-        """A 1xx, which HTTP/1.0 does not know."""
-        if self._version == 1:
+        """A 1xx, for a client that knows them."""
+        if self.knows_interim:
             self._out.append(write_response(head, fields, Framing(BodyKind.NONE), keep_alive=True))
 
     def head(

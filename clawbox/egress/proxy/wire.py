@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
 import socket
 import struct
 from typing import TYPE_CHECKING, Final, cast
@@ -55,7 +56,7 @@ class Wire(asyncio.Protocol):
         self.partner: Wire | None = None
         """Bytes on it count as life of this one, too (see ``watch``)."""
         self.on_end: Callable[[], None] | None = None
-        """Called once when the other end sends no more, or is gone."""
+        """Called once when the other end sends no more, or is gone; it may set itself again."""
         self.on_bytes: Callable[[], None] | None = None
         """Called when bytes come that nobody asked for."""
         self.on_late: Callable[[], None] | None = None
@@ -89,10 +90,28 @@ class Wire(asyncio.Protocol):
     @property
     def can_break(self) -> bool:
         """Whether the other end can tell :meth:`abort` from :meth:`close`: Unix sockets have no reset."""
-        if self._tls is not None or self._transport is None:
-            return True
-        raw = self._transport.get_extra_info("socket")
+        return self.encrypted or self.resets
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether it speaks TLS."""
+        return self._tls is not None
+
+    @property
+    def resets(self) -> bool:
+        """Whether the transport has resets: a break that shows, and an answer to what is sent to nobody."""
+        raw = None if self._transport is None else self._transport.get_extra_info("socket")
         return raw is None or raw.family != socket.AF_UNIX
+
+    @property
+    def hung_up(self) -> bool:
+        """Whether the other end neither sends nor reads any more, as far as the kernel has been told."""
+        if self._transport is None or self._lost or self._transport.is_closing():
+            return True
+        # Not poll(2), which a sidecar's system calls do not have.
+        with select.epoll() as poll:
+            poll.register(self._transport.get_extra_info("socket").fileno(), 0)
+            return bool(poll.poll(0))
 
     @property
     def buffered(self) -> bool:
@@ -183,7 +202,7 @@ class Wire(asyncio.Protocol):
         if self._transport is None or self._lost:
             return
         raw = self._transport.get_extra_info("socket")
-        if raw is not None and raw.family != socket.AF_UNIX:
+        if raw is not None and self.resets:
             with contextlib.suppress(OSError):
                 raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._disarm()
