@@ -1,7 +1,8 @@
 """One run of one guest in a fresh store: instantiate, call, and say by its cause how it ended.
 
-Nothing is concluded from words that a guest can choose (names in its backtrace): the cause is a trap code,
-the exit status, what the store has left, or what this program itself did to end the run.
+Nothing is concluded from words that a guest can choose (names in its backtrace): the cause is a trap code or
+the exit status. What the store has left, and what this program itself did to end the run, are for
+:mod:`clawbox.wasm.verdict` to consider.
 """
 
 from __future__ import annotations
@@ -23,12 +24,8 @@ from clawbox.wasm.model import Limits, Outcome
 if TYPE_CHECKING:
     from clawbox.wasm.capture import Capture
 
-PREPARATION_FUEL: Final = 200_000
-"""What an instance may use before its call is there: enough for an interpreter's start."""
-
 _MAX_TABLES: Final = 64
 _BACKTRACE_CHARS: Final = 2048
-_MEMORY_SLACK_SHARE: Final = 16
 _NO_MEMORY: Final = "out of memory (failed to allocate "
 _OUT_OF_MEMORY_TYPE: Final = "MemoryError"
 
@@ -78,7 +75,6 @@ class Guest:
         self._artifacts = artifacts
         self._artifact = artifact
         self._limits = limits
-        self._spent = 0
         self._memory: wasmtime.Memory | None = None
         self._pipes = Pipes()
         self._given = fuel
@@ -218,11 +214,3 @@ def error_message(text: str) -> tuple[str, bool]:
     # The escapes of JSON can name half of a surrogate pair, which no message can carry.
     message = message[:MAX_MESSAGE_CHARS].encode("utf-8", "replace").decode()
     return message, kind == _OUT_OF_MEMORY_TYPE
-
-
-def near_limit(memory_bytes: int, limit: int) -> bool:
-    """Whether a run that failed with so much memory probably failed for want of more.
-
-    A failed ``memory.grow`` gives no signal (docs/security.md, 92), and a guest asks for more than is left.
-    """
-    return memory_bytes >= limit - max(limit // _MEMORY_SLACK_SHARE, 1 << 20)

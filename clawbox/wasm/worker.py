@@ -7,30 +7,27 @@ child, which is confined already: it can open nothing, and whatever is needed mu
 from __future__ import annotations
 
 import os
-import resource
-import threading
 import time
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 import wasmtime
-from wasmtime import component
 
 from clawbox.children import filters
 from clawbox.children.channel import BlockingChannel, ChannelClosedError, FrameError
 from clawbox.children.handing import receive_handed
 from clawbox.children.kind import LoadError, Profile
-from clawbox.children.linux import Timer, read_statm
 from clawbox.egress.messages import Handed
 from clawbox.wasm import schema
 from clawbox.wasm.artifacts import Artifact, Artifacts, CommandModule
 from clawbox.wasm.capture import Capture
+from clawbox.wasm.clock import Clock
 from clawbox.wasm.egress import NoEgress, SidecarEgress
 from clawbox.wasm.engine import new_engine
-from clawbox.wasm.guest import PREPARATION_FUEL, Ended, Guest, failed, near_limit, returned
+from clawbox.wasm.guest import Ended, Guest, failed, returned
 from clawbox.wasm.host import Host, Session
+from clawbox.wasm.memory import OwnMemory
 from clawbox.wasm.messages import (
     MAX_CONTROL_FRAME_BYTES,
     MAX_VIOLATIONS,
@@ -43,16 +40,15 @@ from clawbox.wasm.messages import (
     data_allowance,
 )
 from clawbox.wasm.model import Abi, Limits, Outcome, OutputStream
+from clawbox.wasm.preparation import Preparation
+from clawbox.wasm.verdict import checked, conclude
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from clawbox.wasm.egress import Egress
+    from clawbox.wasm.preparation import PreparedInstance
 
-_BLOAT: Final = 16 << 20
-"""A worker that keeps so much more memory than it had when it began is replaced."""
-_FLUSH_SECONDS: Final = 0.05
-_STREAM_FLUSH_SECONDS: Final = 0.01
 _WARM_UP: Final = RunFrame(
     digest="",
     abi=Abi.COMMAND_MODULE,
@@ -62,77 +58,6 @@ _WARM_UP: Final = RunFrame(
     input_schema=None,
     output_schema=None,
 )
-
-
-class _Clock(threading.Thread):
-    """Ends what takes too long, and tells control what was written meanwhile; asleep while runs are short."""
-
-    def __init__(self, engine: wasmtime.Engine) -> None:
-        super().__init__(name="clock", daemon=True)
-        self._engine = engine
-        self._timer = Timer()
-        self._lock = threading.Lock()
-        self._capture: Capture | None = None
-        self._deadline = 0.0
-        self._interval = _FLUSH_SECONDS
-        self.expired = False
-        """The run that goes on, or went on last, took too long."""
-
-    def begin(self, capture: Capture, seconds: float, *, streamed: bool) -> None:
-        with self._lock:
-            self._capture = capture
-            self._deadline = time.monotonic() + seconds
-            self._interval = _STREAM_FLUSH_SECONDS if streamed else _FLUSH_SECONDS
-            self.expired = False
-            self._timer.arm(min(self._interval, seconds))
-
-    def end(self) -> None:
-        with self._lock:
-            self._capture = None
-            self._timer.disarm()
-
-    def run(self) -> None:
-        while True:
-            self._timer.wait()
-            with self._lock:
-                capture = self._capture
-                if capture is None:
-                    continue
-                left = self._deadline - time.monotonic()
-                if left <= 0:
-                    self.expired = True
-                    self._engine.increment_epoch()
-                self._timer.arm(min(self._interval, left) if left > 0 else self._interval)
-            try:
-                capture.flush()
-            except ChannelClosedError:
-                os._exit(0)
-
-
-class _Memory:
-    """What this process has of its own, as the kernel counts it against RLIMIT_DATA."""
-
-    def __init__(self) -> None:
-        self.descriptor = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
-
-    def data_bytes(self) -> int:
-        return read_statm(self.descriptor)[1]
-
-    def allow(self, extra: int) -> None:
-        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        resource.setrlimit(resource.RLIMIT_DATA, (min(self.data_bytes() + extra, hard), hard))
-
-
-class _Prepared:
-    """An instance that stands ready for the next run of the same tool with the same limits."""
-
-    def __init__(
-        self, digest: str, limits: Limits, guest: Guest, function: component.Func, base: int
-    ) -> None:
-        self.key = (digest, limits)
-        self.guest = guest
-        self.function = function
-        self.base = base
 
 
 class _Worker:
@@ -146,7 +71,7 @@ class _Worker:
         *,
         channel: int,
         descriptors: int,
-        memory: _Memory,
+        memory: OwnMemory,
     ) -> None:
         self._engine = engine
         self._artifacts = artifacts
@@ -155,12 +80,9 @@ class _Worker:
         self._handed = msgspec.msgpack.Decoder(Handed)
         decoder = msgspec.msgpack.Decoder(RunFrame)
         self._channel = BlockingChannel(channel, decoder, max_bytes=MAX_CONTROL_FRAME_BYTES)
-        self._clock = _Clock(engine)
+        self._clock = Clock(engine)
         self._memory = memory
-        self._memory_at_start = memory.data_bytes()
-        self._prepared: _Prepared | None = None
-        self._finished: Guest | None = None
-        self._unpreparable: set[str] = set()
+        self._preparation = Preparation(artifacts, memory)
 
     def serve(self) -> None:
         self._clock.start()
@@ -173,7 +95,7 @@ class _Worker:
                     done = self._run(frame, egress)
                 self._channel.send(done)
                 if isinstance(done, Done) and done.prepares:
-                    self._channel.send(Prepared(bloated=self._prepare(frame)))
+                    self._channel.send(Prepared(bloated=self._preparation.prepare(frame)))
             except ChannelClosedError:
                 return
 
@@ -214,9 +136,8 @@ class _Worker:
                 self._call(guest, artifact, _WARM_UP, None, capture=capture, session=session)
             finally:
                 self._clock.end()
-                self._host.session = None
                 guest.close()
-        self._memory_at_start = self._memory.data_bytes()
+        self._memory.settled()
 
     def _run(self, frame: RunFrame, egress: Egress) -> Done | Refused:
         began = time.monotonic_ns()
@@ -240,10 +161,7 @@ class _Worker:
                 found = schema.violations(frame.input_schema, schema.parse(frame.params), MAX_VIOLATIONS)
                 if found:
                     return Refused(list(found))
-            prepared, self._prepared = self._prepared, None
-            if prepared is not None and prepared.key != (frame.digest, limits):
-                prepared.guest.close()
-                prepared = None
+            prepared = self._preparation.take(frame.digest, limits)
             base = prepared.base if prepared is not None else self._memory.data_bytes()
             answer_bytes = frame.way_out.max_body_bytes if frame.way_out is not None else 0
             self._memory.allow(data_allowance(limits, len(frame.params), answer_bytes))
@@ -251,24 +169,20 @@ class _Worker:
                 guest = prepared.guest
             else:
                 guest = Guest(self._artifacts, artifact, limits, limits.fuel)
-            try:
-                ended = self._call(guest, artifact, frame, prepared, capture=capture, session=session)
-                left = guest.fuel_left()
-                spent = limits.fuel - left
-                peak = guest.memory_bytes() or max(self._memory.data_bytes() - base, 0)
-            finally:
-                self._host.session = None
-            ended = _conclude(
+            ended = self._call(guest, artifact, frame, prepared, capture=capture, session=session)
+            left = guest.fuel_left()
+            spent = limits.fuel - left
+            peak = guest.memory_bytes() or max(self._memory.data_bytes() - base, 0)
+            ended = conclude(
                 ended, limits, capture, session, left=left, peak=peak, expired=self._clock.expired
             )
-            ended = _checked(ended, frame, capture)
-            prepares = not ended.trapped and self._preparable(artifact, frame.digest)
+            ended = checked(ended, frame, capture)
+            prepares = not ended.trapped and self._preparation.is_possible(artifact, frame.digest)
             if prepares:
-                # An interpreter's memory takes a while to free: the answer need not wait for it.
-                self._finished = guest
+                self._preparation.free_later(guest)
             else:
                 guest.close()
-                bloated = self._is_bloated()
+                bloated = self._memory.is_bloated()
         except MemoryError:
             ended = Ended(Outcome.MEMORY_EXCEEDED, "the worker ran out of memory beside the tool's own")
             bloated = True
@@ -301,7 +215,7 @@ class _Worker:
         guest: Guest,
         artifact: Artifact,
         frame: RunFrame,
-        prepared: _Prepared | None,
+        prepared: PreparedInstance | None,
         *,
         capture: Capture,
         session: Session,
@@ -324,97 +238,8 @@ class _Worker:
             return returned(guest.call_component(function, *params))
         except (wasmtime.WasmtimeError, wasmtime.Trap) as error:
             return failed(error, instantiated=instantiated)
-
-    def _preparable(self, artifact: Artifact, digest: str) -> bool:
-        """Only components that take no stdin: that is not known yet, and a core module takes microseconds."""
-        return (
-            not isinstance(artifact, CommandModule)
-            and not artifact.is_command
-            and digest not in self._unpreparable
-        )
-
-    def _is_bloated(self) -> bool:
-        return self._memory.data_bytes() - self._memory_at_start > _BLOAT
-
-    def _prepare(self, frame: RunFrame) -> bool:
-        """Free the last instance and make the next; control replaces a worker that is not back soon.
-
-        Returns whether the worker is bloated.
-        """
-        if self._finished is not None:
-            self._finished.close()
-            self._finished = None
-        if self._is_bloated():
-            return True
-        artifact = self._artifacts.get(frame.digest)
-        assert artifact is not None
-        base = self._memory.data_bytes()
-        guest = Guest(self._artifacts, artifact, frame.limits, min(PREPARATION_FUEL, frame.limits.fuel))
-        try:
-            guest.set_wasi(b"")
-            function = guest.instantiate_component()
-        except (wasmtime.WasmtimeError, wasmtime.Trap):
-            # Its start does more than starting. It is instantiated with the call, in the call's own time.
-            self._unpreparable.add(frame.digest)
-            guest.close()
-            return False
-        self._prepared = _Prepared(frame.digest, frame.limits, guest, function, base)
-        return False
-
-
-def _conclude(
-    ended: Ended,
-    limits: Limits,
-    capture: Capture,
-    session: Session,
-    *,
-    left: int,
-    peak: int,
-    expired: bool,
-) -> Ended:
-    """The outcome, by what this program knows about the run rather than by what the guest says."""
-    if capture.overflowed:
-        message = f"wrote more than {limits.stdout_bytes} bytes of output"
-        return Ended(Outcome.OUTPUT_EXCEEDED, message, trapped=ended.trapped)
-    if session.exceeded:
-        message = f"made more than {limits.host_calls} host calls"
-        return replace(ended, outcome=Outcome.HOST_CALLS_EXCEEDED, message=message)
-    if ended.outcome is Outcome.OK:
-        return ended
-    if ended.trapped and expired:
-        message = f"ran longer than {limits.timeout_ms} ms"
-        return replace(ended, outcome=Outcome.TIMEOUT, message=message)
-    if ended.trapped and left == 0:
-        message = f"used more than {limits.fuel} units of fuel"
-        return replace(ended, outcome=Outcome.FUEL_EXHAUSTED, message=message)
-    if ended.outcome is Outcome.MEMORY_EXCEEDED or near_limit(peak, limits.memory_bytes):
-        message = f"needed more than {limits.memory_bytes} bytes of memory"
-        if ended.message:
-            message += f" ({ended.message})"
-        return replace(ended, outcome=Outcome.MEMORY_EXCEEDED, message=message)
-    return ended
-
-
-def _checked(ended: Ended, frame: RunFrame, capture: Capture) -> Ended:
-    """The same run once its output was looked at: too large, or not what the output schema says."""
-    if ended.output is not None and len(ended.output) > frame.limits.stdout_bytes:
-        message = f"returned {len(ended.output)} bytes, more than {frame.limits.stdout_bytes}"
-        return replace(ended, outcome=Outcome.OUTPUT_EXCEEDED, message=message, output=None)
-    if ended.outcome is not Outcome.OK or frame.output_schema is None:
-        return ended
-    output = ended.output if ended.output is not None else bytes(capture.output)
-    try:
-        value = schema.parse(output)
-    except (ValueError, RecursionError):
-        value = output.decode("utf-8", "replace")
-    found = schema.violations(frame.output_schema, value, MAX_VIOLATIONS)
-    if not found:
-        return ended
-    first = found[0]
-    message = (
-        f"the output breaks the tool's output_schema at {first.path or '/'} ({first.rule}): {first.message}"
-    )
-    return replace(ended, outcome=Outcome.INVALID_OUTPUT, message=message)
+        finally:
+            self._host.session = None
 
 
 class WorkerKind:
@@ -424,7 +249,7 @@ class WorkerKind:
     profile = Profile(filter=filters.compute_only)
 
     def __init__(self) -> None:
-        self._memory: _Memory | None = None
+        self._memory: OwnMemory | None = None
 
     def preload(self) -> None:
         """Import, warm up, and make the engine and the linkers."""
@@ -447,7 +272,7 @@ class WorkerKind:
 
     def open_own(self) -> tuple[int, ...]:
         """Open the file in which the kernel says how much memory this process has."""
-        self._memory = _Memory()
+        self._memory = OwnMemory()
         return (self._memory.descriptor,)
 
     def main(self, channel: int, descriptors: int) -> None:

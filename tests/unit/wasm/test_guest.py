@@ -4,7 +4,7 @@ import pytest
 import wasmtime
 from wasmtime import component
 
-from clawbox.wasm.guest import error_message, failed, near_limit, returned
+from clawbox.wasm.guest import error_message, failed, returned
 from clawbox.wasm.model import Outcome
 
 
@@ -26,13 +26,6 @@ from clawbox.wasm.model import Outcome
 )
 def test_the_message_of_a_tools_error(text, message, out_of_memory):
     assert (message, out_of_memory) == error_message(text)
-
-
-def test_memory_near_its_limit_explains_a_failure():
-    assert near_limit(256 << 20, 256 << 20)
-    assert near_limit(245 << 20, 256 << 20)
-    assert not near_limit(200 << 20, 256 << 20)
-    assert not near_limit(1 << 20, 3 << 20)
 
 
 def test_words_in_a_backtrace_say_nothing():
