@@ -11,15 +11,20 @@ import os
 import re
 import time
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import unquote
 
 from clawbox import telemetry
 from clawbox.errors import invalid_field
 
 if TYPE_CHECKING:
+    import grpc.aio
+
     from clawbox.auth import Principal
     from clawbox.rpc.methods import Method
+
+    Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+    """What gRPC gives every handler."""
 
 REQUEST_ID_KEY = "x-request-id"
 """Metadata key of the request id, in requests and in trailing metadata of replies."""
@@ -136,7 +141,6 @@ def peer_address(peer: str) -> str:
 
 
 def _network_64(host: str) -> str:
-
     try:
         address = ipaddress.IPv6Address(host)
     except ValueError:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from clawbox.containers.execs.events import ExecEvent, RunResult
     from clawbox.containers.quarters import Quarters
     from clawbox.containers.record import Container
-    from clawbox.rpc.container_methods import Context
+    from clawbox.rpc.call import Context
     from clawbox.telemetry import Metrics
 
 MAX_STDIN_BYTES: Final = 64 << 10

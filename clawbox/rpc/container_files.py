@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from clawbox.children.files.messages import FileInfo
     from clawbox.containers.files import ContainerFiles, Opened
-    from clawbox.rpc.container_methods import Context
+    from clawbox.rpc.call import Context
     from clawbox.rpc.limits import StreamLimit
 
 MAX_CHUNK_BYTES: Final = 64 << 10

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol
 
 from clawbox.audit import Audit, recorded
 from clawbox.containers.environment import MAX_VARIABLES
@@ -13,16 +13,12 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
-    import grpc.aio
-
     from clawbox.audit import Record
     from clawbox.auth import Principal
     from clawbox.config import ImageTemplate
     from clawbox.containers.calls import ContainerFilter, SpawnCall, WatchEvent
     from clawbox.containers.quarters import Quarters
     from clawbox.containers.record import Container
-
-    Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
 
 class Manager(Protocol):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from clawbox.containers.backend import ContainerBackend, Stream
     from clawbox.containers.output.capture import Tail
     from clawbox.containers.output.reading import Begin, Chunk, Gap
-    from clawbox.rpc.container_methods import Context
+    from clawbox.rpc.call import Context
 
 
 class Output(Protocol):

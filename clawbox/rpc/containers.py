@@ -42,8 +42,9 @@ if TYPE_CHECKING:
     from clawbox.containers.files import ContainerFiles
     from clawbox.containers.narrowing import ContainerCeiling
     from clawbox.containers.record import Container
+    from clawbox.rpc.call import Context
     from clawbox.rpc.container_execs import Execs
-    from clawbox.rpc.container_methods import Context, Manager
+    from clawbox.rpc.container_methods import Manager
     from clawbox.rpc.container_output import Output
     from clawbox.store import RequestIds
     from clawbox.telemetry import Metrics

@@ -9,6 +9,7 @@ grpc.aio closes no generator whose client has gone, and does not wait for handle
 Handlers are plain: a coroutine function that returns a message, or an async generator function that yields
 messages; they raise :class:`~clawbox.errors.ClawboxError`; they read a request stream by iterating over it,
 never with ``context.read``. What they may want to know is in :func:`clawbox.rpc.call.current`.
+How their messages become bytes is in ``messages``, and how a call ends with an error in ``failures``.
 """
 
 from __future__ import annotations
@@ -16,54 +17,43 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-import uuid
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 import grpc.aio
-import structlog
 
 from clawbox.errors import ClawboxError, Reason
 from clawbox.rpc.call import REQUEST_ID_KEY, Call, current, is_request_id, new_request_id, peer_address
+from clawbox.rpc.failures import fail, shutting_down
 from clawbox.rpc.limits import (
     MAX_PUBLIC_CHECKS_PER_ADDRESS,
-    MAX_PUBLIC_MESSAGE_BYTES,
     MAX_PUBLIC_STREAMS,
     MAX_PUBLIC_STREAMS_PER_ADDRESS,
     MAX_STREAMS,
     StreamLimit,
     UnreadReplies,
 )
+from clawbox.rpc.messages import Messages
 from clawbox.rpc.methods import Access, Method
-from clawbox.rpc.parts import UNCOUNTED_BYTES, RequestShape
-from clawbox.rpc.status import DETAILS_KEY, internal_error, wire_status
+from clawbox.rpc.status import DETAILS_KEY, wire_status
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from clawbox.rpc.access import AccessControl
+    from clawbox.rpc.call import Context
     from clawbox.rpc.drain import Calls
     from clawbox.rpc.limits import ExecutionLimit
+    from clawbox.rpc.messages import Handler
     from clawbox.telemetry import Metrics
-
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 _Reply = TypeVar("_Reply")
 
-PUBLIC_READ_SECONDS = 10.0
-"""How long a caller without a token may be silent before its next message."""
-
 STALLED_READER_SECONDS = 60.0
 """How long the reader of a streamed execution may leave one message untaken: it holds a place meanwhile."""
-
-LAST_WORD_SECONDS = 1.0
-"""How long a server that stops tries to tell a caller so."""
-
-_log = structlog.stdlib.get_logger("clawbox.rpc")
 
 
 @dataclass(frozen=True)
@@ -134,19 +124,11 @@ class _Steps:
         self._name = name
         self._method = method
         self._function = handler_function(handler)
-        self._decode = handler.request_deserializer or _as_it_is
-        self._shape = _request_shape(handler)
-        self._encode = handler.response_serializer or _as_it_is
         self._observe = edge.metrics.rpc_observer(name)
         self._request_streaming = handler.request_streaming
         self._response_streaming = handler.response_streaming
         self._is_public = method.access is Access.PUBLIC
-        self._read_seconds = PUBLIC_READ_SECONDS if self._is_public else None
-        self._max_request_bytes = (
-            min(MAX_PUBLIC_MESSAGE_BYTES, edge.max_message_bytes)
-            if self._is_public
-            else edge.max_message_bytes
-        )
+        self._messages = Messages(name, handler, public=self._is_public, max_bytes=edge.max_message_bytes)
         self._write_seconds = STALLED_READER_SECONDS if method.execution else None
 
     def handler(self) -> Handler:
@@ -170,7 +152,7 @@ class _Steps:
         try:
             release = self._admit(call, authorization)
             try:
-                request = await self._request(context)
+                request = await self._messages.request(context)
                 if not self._method.execution:
                     return await handle(request, context)
                 await self._place(call)
@@ -181,7 +163,7 @@ class _Steps:
             finally:
                 release()
         except BaseException as error:  # noqa: BLE001 - what may pass is decided there
-            await _fail(call, context, error)
+            await fail(call, context, error)
             return None
         finally:
             self._end(call)
@@ -233,59 +215,10 @@ class _Steps:
         call.queued_us = await self._edge.executions.acquire()
         self._edge.metrics.execution_queued(call.queued_us / 1e6)
 
-    # Messages
-
-    async def _request(self, context: Context) -> Any:
-        """What the handler is given: a message, or an iterator over messages."""
-        return self._requests(context) if self._request_streaming else await self._read(context)
-
-    async def _read(self, context: Context) -> Any:
-        """The one message of a call without a request stream, decoded."""
-        raw = await self._next(context)
-        if raw is grpc.aio.EOF:
-            raise ClawboxError(Reason.INVALID_MESSAGE, "the call ended without a message")
-        return await self._decoded(raw)
-
-    async def _requests(self, context: Context) -> AsyncIterator[Any]:
-        """The messages of a request stream, decoded."""
-        while (raw := await self._next(context)) is not grpc.aio.EOF:
-            yield await self._decoded(raw)
-
-    async def _next(self, context: Context) -> Any:
-        if self._read_seconds is None:  # the timer's cost would be a tenth of all these steps
-            return await context.read()
-        try:
-            async with asyncio.timeout(self._read_seconds):
-                return await context.read()
-        except TimeoutError:
-            raise ClawboxError(
-                Reason.DEADLINE, "no message came for {seconds} s", seconds=self._read_seconds
-            ) from None
-
-    async def _decoded(self, raw: bytes) -> Any:
-        # Not in a thread: the protobuf runtime keeps the GIL while it parses, so that a thread would only
-        # add its own cost (10 MiB of nulls: 145 ms of loop stall either way).
-        if len(raw) > self._max_request_bytes:
-            raise _too_large("request", len(raw), self._max_request_bytes)
-        if len(raw) > UNCOUNTED_BYTES and self._shape is not None:
-            await asyncio.to_thread(self._shape.check, raw)
-        try:
-            return self._decode(raw)
-        except Exception as error:
-            raise ClawboxError(
-                Reason.INVALID_MESSAGE, "the bytes are not the request of {method}", method=self._name
-            ) from error
-
-    def _encoded(self, message: object) -> bytes:
-        raw: bytes = self._encode(message)
-        if len(raw) > self._edge.max_message_bytes:
-            raise _too_large("reply", len(raw), self._edge.max_message_bytes)
-        return raw
-
     # The handler
 
     async def _answer_whole(self, request: object, context: Context) -> bytes:
-        raw = self._encoded(await self._function(request, context))
+        raw = self._messages.encoded(await self._function(request, context))
         call = current()
         if call.known_principal is not None and call.task is not None:
             # gRPC sends it within the call's task.
@@ -295,7 +228,7 @@ class _Steps:
     async def _stream(self, request: object, context: Context) -> None:
         async with aclosing(self._function(request, context)) as responses:
             async for response in responses:
-                raw = self._encoded(response)
+                raw = self._messages.encoded(response)
                 try:
                     async with asyncio.timeout(self._write_seconds):
                         await context.write(raw)
@@ -307,100 +240,8 @@ class _Steps:
                     ) from None
 
 
-# Errors
-
-
-async def _fail(call: Call, context: Context, error: BaseException) -> None:
-    """End the call with the status of ``error``; returns when that is done, raises what is not an error."""
-    match error:
-        case ClawboxError():
-            pass
-        case asyncio.CancelledError() if call.stopping:
-            # The server ends it: unlike a caller that left, this one is still there to be told.
-            if call.task is not None:
-                call.task.uncancel()
-            error = shutting_down()
-        case asyncio.CancelledError() if call.task is not None and call.task.cancelling():
-            call.code = "DEADLINE_EXCEEDED" if context.time_remaining() == 0 else "CANCELLED"
-            raise error
-        case grpc.aio.AbortError():
-            call.code = context.code().name
-            raise error
-        case grpc.aio.InternalError() | grpc.aio.UsageError():
-            # A read or write failed, because the caller is gone.
-            call.code = "CANCELLED"
-            return
-        case Exception() | asyncio.CancelledError():
-            # A handler that raises CancelledError although nobody cancelled it would get no status at all.
-            error_id = uuid.uuid4().hex
-            _log.error("unexpected error", id=error_id, method=call.name, exc_info=error)
-            error = internal_error(error_id)
-        case _:
-            raise error
-    await _abort(call, context, error)
-
-
-async def _abort(call: Call, context: Context, error: ClawboxError) -> None:
-    if call.severed:  # gRPC has let go of it
-        call.code = "CANCELLED"
-        return
-    status = wire_status(error)
-    call.code = status.code.name
-    principal = call.known_principal
-    # Callers without a token must not be able to fill the log; wrong tokens pass here at a bounded rate.
-    known = principal is not None or error.reason is Reason.TOKEN_INVALID
-    (_log.info if known else _log.debug)(
-        "call refused",
-        method=call.name,
-        code=call.code,
-        reason=error.reason.name,
-        message=_without_input(error, status.message),
-        principal=principal.name if principal is not None else "",
-        peer=call.peer,
-    )
-    trailing = ((REQUEST_ID_KEY, call.request_id), (DETAILS_KEY, status.details))
-    try:
-        # A status waits behind messages that the caller does not read; a server that stops does not.
-        async with asyncio.timeout(LAST_WORD_SECONDS if call.stopping else None):
-            await context.abort(status.code, status.message, trailing)
-    except (grpc.aio.InternalError, grpc.aio.UsageError, TimeoutError):
-        call.code = "CANCELLED"  # the caller is gone, or as good as gone
-
-
-def _without_input(error: ClawboxError, message: str) -> str:
-    """What the log says of an error: a schema's complaint repeats the parameters, which may be secret."""
-    if error.reason is not Reason.INVALID_INPUT:
-        return message
-    return ", ".join(sorted({violation.rule for violation in error.violations}))
-
-
-def shutting_down() -> ClawboxError:
-    """The error of calls that come, or still go on, when the server stops."""
-    return ClawboxError(Reason.SHUTTING_DOWN, "the server is stopping", retry_after=1.0)
-
-
-def _too_large(what: str, size: int, limit: int) -> ClawboxError:
-    return ClawboxError(
-        Reason.MESSAGE_TOO_LARGE,
-        "the {what} has {size} bytes, the limit is {limit}",
-        what=what,
-        size=size,
-        limit=limit,
-    )
-
-
-def _request_shape(handler: Handler) -> RequestShape | None:
-    """Of the requests that ``FromString`` of a message's class decodes; None: nothing is known of them."""
-    descriptor = getattr(getattr(handler.request_deserializer, "__self__", None), "DESCRIPTOR", None)
-    return None if descriptor is None else RequestShape(descriptor)
-
-
 def _nothing() -> None:
     pass
-
-
-def _as_it_is(message: Any) -> Any:
-    return message
 
 
 def _unknown_method(metrics: Metrics) -> Handler:

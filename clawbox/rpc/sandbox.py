@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from clawbox_client.v1 import sandbox_pb2, sandbox_pb2_grpc
 
@@ -21,11 +21,8 @@ from clawbox.wasm.model import LogEntry, OutputChunk, OutputStream
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
 
-    import grpc.aio
-
     from clawbox.policy import ToolCeiling
-
-    Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+    from clawbox.rpc.call import Context
 
 MAX_CHUNK_BYTES = 64 << 10
 """Of a message of ExecuteStream."""

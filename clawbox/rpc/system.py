@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol
 
 from clawbox_client.v1 import system_pb2, system_pb2_grpc
 
@@ -17,16 +17,13 @@ from clawbox.rpc.call import current
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    import grpc.aio
-
     from clawbox.audit import AuditLog
     from clawbox.children.enforcement import Enforcement
     from clawbox.containers.status import ContainersStatus
     from clawbox.egress.supervisor import EgressStatus
+    from clawbox.rpc.call import Context
     from clawbox.store import StoreStatus
     from clawbox.wasm.pool import PoolStats
-
-    Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
 _MAX_KINDS = 64
 _NOT_SERVED = "not part of this server"

@@ -236,7 +236,7 @@ async def test_rule_96_what_comes_without_a_token_is_short(running: Serving) -> 
 
 
 async def test_rule_96_a_silent_caller_without_a_token_is_let_go(monkeypatch) -> None:
-    monkeypatch.setattr("clawbox.rpc.interceptors.PUBLIC_READ_SECONDS", 0.05)
+    monkeypatch.setattr("clawbox.rpc.messages.PUBLIC_READ_SECONDS", 0.05)
     async with serving() as running:
         channel = await running.channel()
         for path in ("/grpc.health.v1.Health/Check", f"/{REFLECTION_SERVICES[0]}/ServerReflectionInfo"):

@@ -84,7 +84,7 @@ async def test_a_handler_that_takes_long_to_clean_up_is_waited_for(monkeypatch) 
 
 
 async def test_a_reader_that_stalls_does_not_hold_up_the_drain(monkeypatch) -> None:
-    monkeypatch.setattr("clawbox.rpc.interceptors.LAST_WORD_SECONDS", 0.1)
+    monkeypatch.setattr("clawbox.rpc.failures.LAST_WORD_SECONDS", 0.1)
     async with serving(grace_ms=100) as running:
 
         async def flood(_request):
