@@ -8,24 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-import uuid
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Self
 
 from clawbox.containers.backend import ConflictError, EngineError
-from clawbox.containers.entry import Entry
-from clawbox.containers.labels import Identity
 from clawbox.containers.lifecycle import Lifecycle
-from clawbox.containers.making import Making, now_ms
 from clawbox.containers.monitor import Monitor
-from clawbox.containers.pulling import Images
-from clawbox.containers.record import Container, EgressState, Pull
+from clawbox.containers.record import Container, EgressState
 from clawbox.containers.registry import not_found
-from clawbox.containers.states import Ending, Operation, Paused, Resumed, State, Status, after, require
+from clawbox.containers.spawning import Spawning
+from clawbox.containers.states import Ending, Operation, Paused, Resumed, State, after, require
 from clawbox.containers.status import ContainersStatus
 from clawbox.containers.tasks import Tasks
-from clawbox.containers.uninterrupted import uninterrupted
 from clawbox.containers.wanted import check
 from clawbox.errors import ClawboxError, Reason, invalid_field
 
@@ -37,6 +31,7 @@ if TYPE_CHECKING:
     from clawbox.auth import Principal
     from clawbox.config.containers import ImageTemplate
     from clawbox.containers.calls import ContainerFilter, SpawnCall, WatchEvent
+    from clawbox.containers.entry import Entry
     from clawbox.containers.pulling import PullPolicy
     from clawbox.containers.quarters import Quarters
     from clawbox.containers.terms import Surroundings
@@ -46,9 +41,6 @@ if TYPE_CHECKING:
 
 DEFAULT_GRACE_MS: Final = 10_000
 MAX_GRACE_MS: Final = 600_000
-LIMIT_RETRY_SECONDS: Final = 1.0
-
-_log = logging.getLogger(__name__)
 
 
 class ContainerManager:
@@ -76,15 +68,20 @@ class ContainerManager:
         self._registry = around.registry
         self._offer = offer
         self._rows = rows
-        self._max_containers = max_containers
-        self._sandboxes = sandboxes
         sandboxes.count_also(self.active_of)
         self._expected = expected
         self._stop_at_end = stop_at_end
         self._stop_seconds = stop_seconds
-        self._images = Images(around.backend, pull_policy)
         self._tasks = Tasks()
         self._lifecycle = Lifecycle(around, self._tasks.start)
+        self._spawning = Spawning(
+            around,
+            self._lifecycle,
+            self._tasks,
+            max_containers=max_containers,
+            sandboxes=sandboxes,
+            pull_policy=pull_policy,
+        )
         self.monitor = Monitor(around, self._lifecycle, audit)
         self._open = False
 
@@ -201,53 +198,7 @@ class ContainerManager:
             raise ClawboxError(Reason.SHUTTING_DOWN, "the server is stopping")
         wanted = check(call, principal, self._offer)
         self.monitor.require()
-        self._require_room(principal)
-        container = Container(
-            identity=Identity(
-                installation=self._around.installation,
-                container_id=str(uuid.uuid4()),
-                owner=principal.name,
-                task=call.task,
-                image=str(wanted.reference),
-                image_id="",
-                uid=0,
-                gid=0,
-                created_ms=now_ms(),
-                grant=wanted.grant,
-                template=wanted.template,
-                agent_id=call.agent_id,
-                request_id=call.request_id,
-                workspace_read_only=call.workspace.read_only,
-                labels=dict(call.labels),
-                env_names=tuple(sorted(call.env)),
-            ),
-            status=Status(),
-        )
-        entry = Entry(container.container_id)
-        self._lifecycle.entries[entry.container_id] = entry
-        self._registry.place(container)
-
-        async def tell(pull: Pull) -> None:
-            await self._registry.put(replace(container, pull=pull), keep=False)
-
-        async def make() -> Container:
-            async with entry.lock:
-                try:
-                    image = await self._images.resolve(wanted.reference, tell)
-                    made = await Making(self._around, entry, wanted, call, image).make(container)
-                except BaseException:
-                    await self._undo(entry, kept=bool(call.workspace.workspace_id))
-                    raise
-                self._lifecycle.began(entry, made)
-                return self._as_it_is(made)
-
-        try:
-            return await self._tasks.to_its_end(make(), f"spawn {entry.container_id}")
-        except asyncio.CancelledError:
-            if self._registry.get(entry.container_id) is not None:
-                # It was done in the moment in which its caller left, who knows nothing of it.
-                await uninterrupted(self._discard(entry, kept=bool(call.workspace.workspace_id)))
-            raise
+        return self._as_it_is(await self._spawning.spawn(wanted, call, principal))
 
     async def stop(self, container_id: str, principal: Principal, grace_ms: int | None = None) -> Container:
         """End its program by its stop signal, and by SIGKILL after a grace period in milliseconds."""
@@ -341,52 +292,6 @@ class ContainerManager:
         return entry
 
     # Within
-
-    def _require_room(self, principal: Principal) -> None:
-        active = sum(container.active for container in self._registry)
-        own = self._sandboxes.of(principal.name)
-        most = principal.limits.max_sandboxes
-        if active >= self._max_containers:
-            raise ClawboxError(
-                Reason.CONTAINER_LIMIT,
-                "{active} containers are active; the server allows no more",
-                retry_after=LIMIT_RETRY_SECONDS,
-                active=active,
-            )
-        if most is not None and own >= most:
-            raise ClawboxError(
-                Reason.CONTAINER_LIMIT,
-                "{principal} has {active} sandboxes, runs and containers together; its token allows no more",
-                retry_after=LIMIT_RETRY_SECONDS,
-                active=own,
-                principal=principal.name,
-            )
-
-    async def _discard(self, entry: Entry, *, kept: bool) -> None:
-        """Leave nothing of a container that runs, and that nobody was told of."""
-        try:
-            await self._lifecycle.end(entry, Ending.KILL, 0)
-            async with asyncio.timeout(DEFAULT_GRACE_MS / 1000):
-                await self._registry.until(entry.container_id, lambda one: not one.active)
-            await self._lifecycle.forget(entry, delete_workspace=not kept)
-        except (ClawboxError, TimeoutError) as error:
-            _log.warning("container %s, which nobody waited for, is left: %s", entry.container_id, error)
-
-    async def _undo(self, entry: Entry, *, kept: bool) -> None:
-        """Leave nothing of a container that was not made, but a workspace that was there before."""
-        await entry.local.give_back()
-        await entry.lasting.give_back()
-        self._lifecycle.entries.pop(entry.container_id, None)
-        for companion in self._around.companions:
-            await companion.forgotten(entry.container_id)
-        if entry.workspace is not None and not kept:
-            with contextlib.suppress(ClawboxError, OSError):
-                await self._around.workspaces.delete(entry.workspace.owner, entry.workspace.workspace_id)
-        try:
-            await self._registry.forget(entry.container_id)
-        except ClawboxError:
-            # The row says CREATING: the next start removes it.
-            self._registry.drop(entry.container_id)
 
     async def _stop_all(self) -> None:
         active = [one for one in self._registry if one.status.state in {State.RUNNING, State.PAUSED}]
