@@ -20,6 +20,7 @@ from clawbox.children.linux import CAP_SYS_ADMIN, CAP_SYS_CHROOT, has_capability
 from clawbox.children.seccomp import build
 from clawbox.errors import ClawboxError, Reason
 from clawbox.wasm import pool as pool_module
+from clawbox.wasm import roster
 from clawbox.wasm.model import Abi, Outcome, Run
 from clawbox.wasm.pool import WorkerPool
 from tests.integration.pool.conftest import LIMITS
@@ -279,7 +280,7 @@ async def test_rule_65_after_a_trap_the_worker_is_replaced_and_after_an_exit_it_
 
 
 async def test_rule_65_a_worker_is_replaced_when_it_served_enough(pool, execute, monkeypatch):
-    monkeypatch.setattr(pool_module, "CALLS_PER_WORKER", 3)
+    monkeypatch.setattr(roster, "CALLS_PER_WORKER", 3)
     pids = set()
     for _ in range(7):
         await execute(wat.ECHO)

@@ -266,8 +266,8 @@ def _faults(pid):
 async def test_what_happens_once_in_a_worker_happens_before_its_first_call(pool, execute, forge, text, abi):
     code = forge.tool(text, abi=abi)
     await pool.preload(code)
-    await eventually(lambda: pool._spare and code.digest in pool._spare[0].child.loaded)
-    spare = pool._spare[0]
+    await eventually(lambda: pool._workers.spare and code.digest in pool._workers.spare[0].child.loaded)
+    spare = pool._workers.spare[0]
     before = _faults(spare.child.pid)
     await execute(text, b"1", abi=abi)
     assert spare.owner == "alice"
