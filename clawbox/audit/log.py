@@ -1,48 +1,32 @@
-"""The audit log while a server writes to it.
+"""The audit log while a server writes to it: rows, their chain, and what happens while none can be written.
 
 A row is one ``write`` to the page cache, about 20 µs: it survives the death of the server at once, and that
-of the machine once the kernel was asked to store it, which happens in the background every second. While the
-disk is full, rows go into blocks that the file has behind its end, and when those are full, rows of what runs
-already into a reserve that is removed for them (docs/security.md, 99).
+of the machine once the kernel was asked to store it, which happens in the background every second.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import fcntl
-import os
-import stat
 import time
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import structlog
 
 from clawbox.audit.counting import CountedRows
-from clawbox.audit.files import (
-    CURRENT,
-    LOCK,
-    RESERVE,
-    closed_files,
-    closed_name,
-    first_sequence,
-    last_row,
-    remove_old,
-    set_reserve_aside,
-    set_torn_aside,
-    store,
-)
+from clawbox.audit.files import remove_old, store
 from clawbox.audit.heads import KIND as SIGNED_HEAD
-from clawbox.audit.room import Room
 from clawbox.audit.rows import FIRST_PREV, AuditRow, encode, make_row
 from clawbox.audit.watch import Watchers
+from clawbox.audit.writer import LogWriter
 from clawbox.errors import ClawboxError, Reason
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
     from pathlib import Path
     from types import TracebackType
+
+    from clawbox.audit.writer import End
 
 _SYNC_EVERY_S = 1.0
 _RETRY_EVERY_S = 0.25
@@ -67,20 +51,15 @@ class AuditLog:
         on_failure: Callable[[], None] | None = None,
     ) -> None:
         self._folder = folder
-        self._current = str(folder / CURRENT)
         self._refuse = on_error == "refuse"
         self._max_file_bytes = max_file_bytes
         self._keep_files = keep_files
         self._on_failure = on_failure
-        self._lock_fd = self._fd = -1
-        self._size = 0
-        self._file_first = 1
+        self._writer = LogWriter(folder)
         self.signed = ""
         """:attr:`head` as it was found, where a signature was the last thing that an earlier server wrote."""
         self._last = 0
         self._head = FIRST_PREV
-        self._room = Room()
-        self._reserve = False
         self._failure = ""
         self._only_reserve_lacks = False
         """Whether the failure is that the reserve is spent: what runs is recorded in the room it gave."""
@@ -89,21 +68,13 @@ class AuditLog:
         self._counted = CountedRows(self.append)
         self._watchers = Watchers(folder, lambda: self._last)
         self._dirty = asyncio.Event()
-        self._full: list[int] = []  # descriptors of full files, to be stored and closed
         self._closing = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
         self.rotated = asyncio.Event()
         """Set whenever a file is full and the next one begins; whoever waits for it clears it."""
 
     async def __aenter__(self) -> Self:
-        try:
-            self._open()
-        except OSError as error:
-            self._close()
-            raise _unavailable(self._folder, error.strerror or str(error)) from error
-        except BaseException:
-            self._close()
-            raise
+        self._take_up(self._writer.open())
         self._keeper = asyncio.create_task(self._keep(), name="audit-keeper")
         return self
 
@@ -116,7 +87,7 @@ class AuditLog:
         self._dirty.set()
         if self._keeper is not None:
             await self._keeper
-        self._close()
+        self._writer.close()
 
     @property
     def head(self) -> str:
@@ -136,7 +107,7 @@ class AuditLog:
     @property
     def reserve_problem(self) -> str:
         """Why rows have no room of their own on the disk (docs/security.md, 99); empty when they have."""
-        return self._room.problem
+        return self._writer.room.problem
 
     @property
     def lost(self) -> int:
@@ -185,13 +156,12 @@ class AuditLog:
         """Whether rows can be written, as far as can be told without writing one."""
         if not self._failure:
             try:
-                if not self._file_is_in_place():
-                    raise OSError(errno.ESTALE, "the file was removed or replaced")  # noqa: TRY301
+                self._writer.check_in_place()
             except OSError as error:
                 self._fail(error)
-        if not self._failure and not self._reserve:
+        if not self._failure and not self._writer.has_reserve:
             try:
-                self._make_reserve()
+                self._writer.make_reserve()
             except OSError as error:
                 self._fail(error)
                 self._only_reserve_lacks = True
@@ -233,53 +203,23 @@ class AuditLog:
         )
 
     def _put(self, row: AuditRow) -> None:
-        """Write a row, from the reserve if need be; raises OSError."""
+        """Write a row; raises OSError."""
         line, digest = encode(row)
-        try:
-            self._write(line)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self._reserve:
-                raise
-            # What runs already is recorded from the reserve; require() lets nothing new begin without one.
-            (self._folder / RESERVE).unlink()
-            self._reserve = False
-            _log.error("the disk is full: the audit log uses its reserve", folder=str(self._folder))
-            self._write(line)
-        if self._size == 0:
-            self._file_first = row.sequence
-        self._size += len(line)
+        # From the reserve if need be: require() lets nothing new begin without one.
+        self._writer.write(line, row.sequence)
         self._last, self._head = row.sequence, digest
-        self._room.keep(self._fd, self._size)
         self._dirty.set()
         self._watchers.offer(row)
-        if self._size >= self._max_file_bytes:
+        if self._writer.size >= self._max_file_bytes:
             self._rotate()
-
-    def _write(self, line: bytes) -> None:
-        written = os.write(self._fd, line)
-        if written != len(line):
-            os.ftruncate(self._fd, self._size)
-            self._room.begin()
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _rotate(self) -> None:
         try:
-            current = self._folder / CURRENT
-            current.rename(self._folder / closed_name(self._file_first))
-            full, self._fd = self._fd, self._open_current()
-            self._size = 0
+            self._writer.rotate()
         except OSError as error:
             self._fail(error)  # the row is written; the next one has to find a file first
-            return
-        self._full.append(full)
-        self._room.begin()
-        self._room.keep(self._fd, 0)
-        with contextlib.suppress(OSError):
-            self._room.give_back(full)
-        if self._room.problem:  # the two together were too much
-            self._room.begin()
-            self._room.keep(self._fd, 0)
-        self.rotated.set()
+        else:
+            self.rotated.set()
 
     def _fail(self, error: OSError) -> None:
         if not self._failure:
@@ -300,8 +240,8 @@ class AuditLog:
             return False
         self._next_try = now + _RETRY_EVERY_S
         try:
-            self._reopen()
-            self._make_reserve()
+            self._writer.reopen()
+            self._writer.make_reserve()
             if self._lost:
                 gap = {"cause": self._failure, "lost": self._lost}
                 self._put(self._row("audit_gap", "", "", "recorded", gap))
@@ -313,85 +253,20 @@ class AuditLog:
         self._only_reserve_lacks = False
         return True
 
-    def _file_is_in_place(self) -> bool:
-        mine = os.fstat(self._fd)
-        try:
-            found = os.stat(self._current)  # noqa: PTH116 - asked before every run: a Path's takes three times as long
-        except FileNotFoundError:
-            return False
-        return (found.st_dev, found.st_ino) == (mine.st_dev, mine.st_ino)
+    # From its beginning to its end
 
-    # Opening and closing
-
-    def _open(self) -> None:
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        mode = self._folder.stat().st_mode
-        if mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise _unavailable(self._folder, "others than its owner can write there (chmod go-w)")
-        self._lock_fd = os.open(self._folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    def _take_up(self, end: End) -> None:
+        """Go on where an earlier server left off."""
+        if end.last is not None:
+            row, self._head = end.last
+            self._last = row.sequence
+            self.signed = self.head if row.kind == SIGNED_HEAD else ""
         try:
-            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise _unavailable(
-                self._folder, "a server that is running writes there: stop it, or set logging.audit_dir"
-            ) from None
-        self._fd = self._open_current()
-        torn = self._find_end()
-        self._room.keep(self._fd, self._size)
-        if (first := first_sequence(self._folder / CURRENT)) is not None:
-            self._file_first = first
-        try:
-            self._make_reserve()
+            self._writer.make_reserve()
         except OSError as error:
             self._fail(error)
-        if torn is not None:
-            self.append("audit_gap", decision="recorded", **torn)
-
-    def _open_current(self) -> int:
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        return os.open(self._folder / CURRENT, flags, 0o600)
-
-    def _reopen(self) -> None:
-        fd = self._open_current()
-        new, old = os.fstat(fd), os.fstat(self._fd)
-        os.close(self._fd)
-        self._fd = fd
-        self._room.begin()
-        if (new.st_dev, new.st_ino) != (old.st_dev, old.st_ino):
-            self._size = new.st_size
-        elif new.st_size > self._size:
-            os.ftruncate(fd, self._size)  # the beginning of a row that could not be finished
-
-    def _take_up(self, row: AuditRow, digest: str) -> None:
-        self._last, self._head = row.sequence, digest
-        self.signed = self.head if row.kind == SIGNED_HEAD else ""
-
-    def _find_end(self) -> dict[str, Any] | None:
-        """Take up the chain at its last good row; bytes after it are set aside and described."""
-        self._size = os.fstat(self._fd).st_size
-        good, end = last_row(self._fd, self._size)
-        if good is None:
-            for _, path in reversed(closed_files(self._folder)):
-                with path.open("rb") as file:
-                    before, _ = last_row(file.fileno(), os.fstat(file.fileno()).st_size)
-                if before is not None:
-                    self._take_up(*before)
-                    break
-        else:
-            self._take_up(*good)
-        if end == self._size:
-            return None
-        rest = os.pread(self._fd, self._size - end, end)
-        aside = set_torn_aside(self._folder, self._last, rest)
-        os.ftruncate(self._fd, end)
-        self._size = end
-        _log.warning("the end of the audit log was torn and is set aside", file=str(aside), bytes=len(rest))
-        return {"cause": "torn by a crash", "bytes": len(rest), "file": aside.name}
-
-    def _make_reserve(self) -> None:
-        if not self._reserve:
-            set_reserve_aside(self._folder)
-            self._reserve = True
+        if end.torn is not None:
+            self.append("audit_gap", decision="recorded", **end.torn)
 
     async def _keep(self) -> None:
         """Have the kernel store what was written, and remove files that are both too many and old enough."""
@@ -404,28 +279,10 @@ class AuditLog:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), _SYNC_EVERY_S)
             self._dirty.clear()
-            full, self._full = self._full, []
-            # A copy: the file may be full and replaced while the thread is at it.
-            fds = [*full, os.dup(self._fd)]
+            unstored = self._writer.unstored()
             try:
-                await asyncio.to_thread(store, fds)
+                await asyncio.to_thread(store, unstored)
             except OSError as error:
                 self._fail(error)
             if self._closing.is_set():
                 return
-
-    def _close(self) -> None:
-        for fd in (*self._full, self._fd, self._lock_fd):
-            if fd >= 0:
-                os.close(fd)
-        self._full = []
-        self._fd = self._lock_fd = -1
-
-
-def _unavailable(folder: Path, problem: str) -> ClawboxError:
-    return ClawboxError(
-        Reason.AUDIT_UNAVAILABLE,
-        "the audit log in {folder} cannot be written: {problem}",
-        folder=folder,
-        problem=problem,
-    )

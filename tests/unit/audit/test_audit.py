@@ -316,7 +316,7 @@ async def test_rows_that_were_lost_are_told_once_it_works_again(tmp_path, monkey
         log.append("execute")
         with monkeypatch.context() as broken:
             FullDisk(broken, room=20)  # the beginning of a row gets through
-            log._reserve = False
+            log._writer.has_reserve = False
             for _ in range(3):
                 assert log.append("execute") == 0
             assert log.lost == 3
@@ -334,7 +334,7 @@ async def test_rows_that_were_lost_are_told_once_it_works_again(tmp_path, monkey
 async def test_where_the_operator_wants_to_continue_nothing_is_refused(tmp_path, monkeypatch):
     async with AuditLog(tmp_path, on_error="continue") as log:
         FullDisk(monkeypatch, room=0)
-        log._reserve = False
+        log._writer.has_reserve = False
         assert log.append("execute") == 0
         log.require()
         assert "No space left" in log.failure
