@@ -8,7 +8,6 @@ nowhere else.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import signal
@@ -22,6 +21,7 @@ from clawbox.children.files.folder import FileLimits, Folder
 from clawbox.children.kind import Place
 from clawbox.containers.mounts import TMP, WORKSPACE
 from clawbox.containers.states import Operation, require
+from clawbox.containers.uninterrupted import opened
 from clawbox.errors import ClawboxError, Reason, invalid_field
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class ContainerFiles:
 
     async def _open_workspace(self, container: Container, quarters: Quarters) -> int:
         try:
-            return await _held(quarters.workspace.open)
+            return await opened(quarters.workspace.open, os.close)
         except FileNotFoundError:
             raise _gone(container, WORKSPACE) from None
 
@@ -140,7 +140,7 @@ class ContainerFiles:
         if not quarters.pid:
             raise _gone(container, TMP)
         try:
-            return await _held(lambda: open_tmp(quarters.pid, quarters.pidfd))
+            return await opened(lambda: open_tmp(quarters.pid, quarters.pidfd), os.close)
         except OSError as error:
             raise ClawboxError(
                 Reason.NOT_SERVED,
@@ -185,21 +185,6 @@ def _check_tmpfs(pid: int, device: int) -> None:
 def _mounts(path: str) -> list[list[str]]:
     """The fields of each mount (proc(5), mountinfo)."""
     return [line.split(" ") for line in Path(path).read_text("utf-8", "surrogateescape").splitlines()]
-
-
-async def _held(opening: Callable[[], int]) -> int:
-    """A descriptor that is opened in a thread, and closed when nobody waits for it any more."""
-    task = asyncio.ensure_future(asyncio.to_thread(opening))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        task.add_done_callback(_close_opened)
-        raise
-
-
-def _close_opened(task: asyncio.Future[int]) -> None:
-    if not task.cancelled() and task.exception() is None:
-        os.close(task.result())
 
 
 def _gone(container: Container, area: str) -> ClawboxError:

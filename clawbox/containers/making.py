@@ -30,7 +30,7 @@ from clawbox.containers.narrowing import Isolation
 from clawbox.containers.quarters import quarters_of
 from clawbox.containers.spec import ContainerPlan, bind_mounts, build, engine_name
 from clawbox.containers.states import Started, after, expiry
-from clawbox.containers.uninterrupted import meanwhile, uninterrupted
+from clawbox.containers.uninterrupted import meanwhile, opened, uninterrupted
 from clawbox.containers.users import User
 from clawbox.containers.way_out import TOKEN_BYTES, digest, listen, open_way_out, variables
 from clawbox.errors import ClawboxError, Reason
@@ -78,16 +78,16 @@ class Making:
             await keeping
         mounts = bind_mounts(plan.folders, workspace_read_only=container.identity.workspace_read_only)
         try:
-            opened = await asyncio.to_thread(OpenedMounts.open, mounts)
+            held = await opened(lambda: OpenedMounts.open(mounts), OpenedMounts.close)
         except MountError as error:
             raise _unsafe(container, error) from error
-        with opened:
+        with held:
             quarters.engine_id = await self._create(container, plan)
             container = replace(container, engine_id=quarters.engine_id)
             # It takes the engine many times as long to start a container as to make one, mostly waiting.
             way_out = open_way_out(container.identity, quarters, self._entry.local, self._around)
             async with meanwhile(way_out) as opening:
-                return await self._start(container, quarters, opened, opening)
+                return await self._start(container, quarters, held, opening)
 
     async def _prepare(self, container: Container) -> tuple[Container, Quarters]:
         """Its user and workspace, and who it is from now on."""
@@ -162,7 +162,7 @@ class Making:
         self,
         container: Container,
         quarters: Quarters,
-        opened: OpenedMounts,
+        held: OpenedMounts,
         opening: asyncio.Task[SandboxDoor],
     ) -> Container:
         """Start it, and while its gate waits check it, and have its way out serve it; then let it go."""
@@ -177,7 +177,7 @@ class Making:
                 raise _ended_early()
             try:
                 await occupy(self._entry, facts.pid, quarters)
-                await self._check(container, quarters, opened, facts.runtime)
+                await self._check(container, quarters, held, facts.runtime)
             except (ProcessGoneError, CgroupError) as error:
                 raise _ended_early() from error
             quarters.door = await opening
@@ -204,7 +204,7 @@ class Making:
         return container
 
     async def _check(
-        self, container: Container, quarters: Quarters, opened: OpenedMounts, runtime: str
+        self, container: Container, quarters: Quarters, held: OpenedMounts, runtime: str
     ) -> None:
         """See that what runs is what was asked for (docs/security.md, 79)."""
         assert quarters.cgroup is not None
@@ -212,7 +212,7 @@ class Making:
             pidfd=quarters.pidfd,
             user=quarters.user,
             gate=quarters.folder.gate,
-            mounts=opened,
+            mounts=held,
             cgroup=quarters.cgroup,
             own_network=container.identity.grant.isolation is Isolation.DIRECT,
             own_kernel=has_own_kernel(runtime),

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
 T = TypeVar("T")
 
@@ -39,6 +39,21 @@ async def uninterrupted(work: Coroutine[object, object, T]) -> T:
     if cancelled is not None:
         raise cancelled
     return task.result()
+
+
+async def opened(opening: Callable[[], T], close: Callable[[T], object]) -> T:
+    """What ``opening`` opens, in a thread; closed when nobody waits for it any more."""
+    task = asyncio.ensure_future(asyncio.to_thread(opening))
+
+    def nobody(task: asyncio.Future[T]) -> None:
+        if not task.cancelled() and task.exception() is None:
+            close(task.result())
+
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.add_done_callback(nobody)
+        raise
 
 
 @asynccontextmanager
