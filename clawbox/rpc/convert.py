@@ -18,9 +18,9 @@ from clawbox.wasm.output import Action, OutputForm
 
 if TYPE_CHECKING:
     from clawbox.audit import AuditRow
-    from clawbox.wasm.catalog import ReloadReport, ToolEntry
     from clawbox.wasm.executor import Execution
     from clawbox.wasm.output import Report
+    from clawbox.wasm.tool_entry import ReloadReport, ToolEntry
 
 INLINE_BYTES = 8 << 10
 """Messages up to this size are converted on the loop: a thread would cost more."""

@@ -14,15 +14,16 @@ from clawbox.errors import ClawboxError, Reason, invalid_field
 from clawbox.rpc import convert, convert_capabilities
 from clawbox.rpc.call import Call, current
 from clawbox.rpc.paging import page_size, page_start, page_token
-from clawbox.wasm.catalog import Catalog, UploadStart
 from clawbox.wasm.executor import ExecuteCall, Execution, ExecutionEvent, Executor, Started
 from clawbox.wasm.model import LogEntry, OutputChunk, OutputStream
+from clawbox.wasm.uploads import UploadStart
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
 
     from clawbox.policy import ToolCeiling
     from clawbox.rpc.call import Context
+    from clawbox.wasm.catalog import Catalog
 
 MAX_CHUNK_BYTES = 64 << 10
 """Of a message of ExecuteStream."""

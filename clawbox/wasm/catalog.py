@@ -2,61 +2,36 @@
 
 What a principal may not see is TOOL_NOT_FOUND; the one thing that tells it from what does not exist is an
 upload under a name that is taken, TOOL_EXISTS. Which version is in service is for
-:class:`~clawbox.wasm.shelf.Shelf` to say.
+:class:`~clawbox.wasm.shelf.Shelf` to say; :class:`~clawbox.wasm.uploads.Uploads` brings in new ones.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import re
-import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Self
 
 import structlog
 
-from clawbox.errors import ClawboxError, FieldViolation, Reason, invalid_field
-from clawbox.policy import PrincipalTerms, ToolCeiling, manifest_excess
-from clawbox.wasm.compiler import UPLOAD_TIMEOUT_MS, Compiler
+from clawbox.errors import ClawboxError, Reason
 from clawbox.wasm.owners import Owners, Ownership
 from clawbox.wasm.shelf import OnLoad, Preload, Shelf
-from clawbox.wasm.tool_access import check_may_change, check_may_publish, not_found, sees
+from clawbox.wasm.steps import Steps
+from clawbox.wasm.tool_access import check_grantable, check_may_change, check_may_publish, not_found, sees
 from clawbox.wasm.tool_entry import LoadFailure, ReloadReport, ToolEntry, ToolState
-from clawbox.wasm.tool_files import NAME, StagedFile, ToolFileError, ToolFolder
+from clawbox.wasm.tool_files import ToolFileError, ToolFolder
+from clawbox.wasm.uploads import Uploads, UploadStart
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
     from types import TracebackType
 
     from clawbox.auth import Principal
-    from clawbox.wasm.cache import Artifact
+    from clawbox.policy import PrincipalTerms, ToolCeiling
+    from clawbox.wasm.compiler import Compiler
     from clawbox.wasm.manifest import Manifest
 
-__all__ = ["Catalog", "LoadFailure", "ReloadReport", "ToolEntry", "ToolState", "UploadStart"]
-
 log = structlog.get_logger("clawbox.wasm.catalog")
-
-T = TypeVar("T")
-
-_MODULES_IN_MEMORY = 2
-"""Uploads that are in this process's memory at once, to be compiled; the others are on disk."""
-_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
-
-
-@dataclass(frozen=True, slots=True)
-class UploadStart:
-    """What an upload says about itself before its first byte."""
-
-    name: str
-    size_bytes: int
-    manifest: Manifest | None = None
-    sha256: str = ""
-    """64 hexadecimal digits, or empty: not checked."""
-    replace: bool = False
-    published: bool | None = None
-    """None: as it is; a new tool of an administrator is published, one of anybody else is not."""
 
 
 def _unheard(_result: str, _seconds: float) -> None:
@@ -96,13 +71,18 @@ class Catalog:
             on_load=on_load,
             preload=preload,
         )
-        self._compiler = compiler
         self._ceiling = ceiling
-        self._max_tool_bytes = max_tool_bytes
-        self._on_load = on_load
-        self._uploading: set[str] = set()
-        self._in_memory = asyncio.Semaphore(_MODULES_IN_MEMORY)
-        self._steps: set[asyncio.Future[Any]] = set()
+        self._steps = Steps()
+        self._uploads = Uploads(
+            self._folder,
+            self._owners,
+            self._shelf,
+            compiler,
+            ceiling=ceiling,
+            steps=self._steps,
+            max_tool_bytes=max_tool_bytes,
+            on_load=on_load,
+        )
 
     async def __aenter__(self) -> Self:
         """List the folder and begin to load what is in it; raises ToolFileError when it cannot be used."""
@@ -120,8 +100,7 @@ class Catalog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Stop watching and loading; a change that has begun is carried to its end."""
-        if self._steps:
-            await asyncio.wait(tuple(self._steps))
+        await self._steps.all_done()
         await self._shelf.__aexit__(kind, error, trace)
 
     # Reading
@@ -185,33 +164,15 @@ class Catalog:
         entry = self.get(name, principal)
         check_may_change(principal, entry)
         check_may_publish(principal, published)
-        self._check_excess(manifest, self.owner_terms(entry))
-        await self._to_its_end(self._write_manifest(name, manifest, principal, published=published))
+        check_grantable(manifest, self.owner_terms(entry), self._ceiling)
+        await self._steps.to_its_end(self._write_manifest(name, manifest, principal, published=published))
         return self.get(name, principal), not entry.has_manifest
 
     async def upload(
         self, start: UploadStart, chunks: AsyncIterator[bytes], principal: Principal
     ) -> ToolEntry:
-        """Receive a module, compile it, and put it with its manifest in place, wholly or not at all.
-
-        Cancelled before it is in place, it leaves nothing. Raises TOOL_EXISTS, SCOPE_MISSING, POLICY_DENIED,
-        INVALID_FIELD, INVALID_UPLOAD, TOOL_TOO_LARGE, INVALID_MODULE and COMPILE_LIMIT.
-        """
-        self._check_upload(start, principal)
-        self._uploading.add(start.name)
-        try:
-            with self._folder.stage() as staged:
-                started = time.monotonic()
-                await self._receive(start, chunks, staged)
-                try:
-                    artifact = await self._compile(staged)
-                except ClawboxError:
-                    self._on_load("refused", time.monotonic() - started)
-                    raise
-                await self._to_its_end(self._put(start, principal, staged, artifact))
-                self._on_load("loaded", time.monotonic() - started)
-        finally:
-            self._uploading.discard(start.name)
+        """Receive a module and put it in service; raises what :meth:`Uploads.upload` raises."""
+        await self._uploads.upload(start, chunks, principal)
         return self.get(start.name, principal)
 
     async def delete(self, name: str, principal: Principal) -> None:
@@ -230,7 +191,7 @@ class Catalog:
                 precondition=("TOOL_IN_FOLDER", name),
                 tool=name,
             )
-        await self._to_its_end(self._remove_files(name))
+        await self._steps.to_its_end(self._remove_files(name))
 
     async def reload(self, principal: Principal) -> ReloadReport:
         """Read the folder again, and what failed once more; the report holds what the principal may see."""
@@ -251,101 +212,6 @@ class Catalog:
             tools=tuple(sorted(name for name, tool in visible.items() if tool.entry.code is not None)),
             failures=tuple(sorted(failures, key=lambda failure: failure.name)),
         )
-
-    # Uploads, step by step
-
-    def _check_upload(self, start: UploadStart, principal: Principal) -> None:
-        if not NAME.fullmatch(start.name):
-            raise invalid_field("start.name", "must be 1 to 64 letters, digits, - and _", "pattern")
-        if start.manifest is not None and start.manifest.name != start.name:
-            raise invalid_field("start.manifest.tool.name", f"differs from start.name, {start.name}", "equal")
-        if start.sha256 and not _SHA256.fullmatch(start.sha256):
-            raise invalid_field("start.sha256", "must be 64 hexadecimal digits", "pattern")
-        if start.size_bytes < 1:
-            raise invalid_field("start.size_bytes", "must be the size of the module in bytes", "minimum")
-        if start.size_bytes > self._max_tool_bytes:
-            raise _too_large(start.size_bytes, self._max_tool_bytes)
-        check_may_publish(principal, start.published)
-        self._check_free(start, principal)
-        if start.name in self._uploading:
-            raise _exists(start.name)
-        if start.manifest is not None:
-            tool = self._shelf.tools.get(start.name)
-            new = tool is None or tool.entry.builtin
-            self._check_excess(
-                start.manifest, principal.limits if tool is None or new else self.owner_terms(tool.entry)
-            )
-
-    def _check_free(self, start: UploadStart, principal: Principal) -> None:
-        tool = self._shelf.tools.get(start.name)
-        if tool is None:
-            return
-        if not start.replace or not sees(principal, tool.entry):
-            raise _exists(start.name)
-        check_may_change(principal, tool.entry)
-
-    async def _compile(self, staged: StagedFile) -> Artifact:
-        async with self._in_memory:
-            binary = await self._to_its_end(asyncio.to_thread(staged.read))
-            return await self._compiler.compile(binary, timeout_ms=UPLOAD_TIMEOUT_MS)
-
-    async def _receive(self, start: UploadStart, chunks: AsyncIterator[bytes], staged: StagedFile) -> None:
-        # Straight to disk: hundreds of callers may take minutes over their uploads.
-        received, digest = 0, hashlib.sha256()
-        async for chunk in chunks:
-            if received + len(chunk) > start.size_bytes:
-                raise ClawboxError(
-                    Reason.INVALID_UPLOAD,
-                    "the upload has more than the {size_bytes} bytes that it announced",
-                    size_bytes=start.size_bytes,
-                )
-            received += len(chunk)
-            digest.update(chunk)
-            await self._to_its_end(asyncio.to_thread(staged.write, chunk))
-        if received != start.size_bytes:
-            raise ClawboxError(
-                Reason.INVALID_UPLOAD,
-                "the upload ended after {received_bytes} of {size_bytes} bytes",
-                received_bytes=received,
-                size_bytes=start.size_bytes,
-            )
-        if start.sha256 and digest.hexdigest() != start.sha256.lower():
-            raise ClawboxError(
-                Reason.INVALID_UPLOAD,
-                "the bytes received have the SHA-256 {received_sha256}, not {sha256}",
-                received_sha256=digest.hexdigest(),
-                sha256=start.sha256.lower(),
-            )
-
-    async def _put(
-        self, start: UploadStart, principal: Principal, staged: StagedFile, artifact: Artifact
-    ) -> None:
-        name = start.name
-        async with self._shelf.changing(name):
-            # What was true when the upload began may not be now.
-            self._check_free(start, principal)
-            before = self._shelf.tools.get(name)
-            if before is None and (await asyncio.to_thread(self._folder.sight, name)).module is not None:
-                raise _exists(name)  # a file that was put there this instant
-            new = before is None or before.entry.builtin
-            recorded = self._owners.get(name)
-            published = principal.is_admin if new else recorded.published
-            ownership = Ownership(
-                # To replace a tool, which an administrator may do, does not take it from its owner.
-                owner=principal.name if new else recorded.owner,
-                published=published if start.published is None else start.published,
-            )
-            manifest = None if start.manifest is None else start.manifest.to_json()
-            # First the owner: a tool must never be seen as the operator's, not even for a moment.
-            await asyncio.to_thread(self._owners.set, name, ownership)
-            try:
-                await asyncio.to_thread(self._folder.put, name, staged, manifest)
-            except OSError:
-                await asyncio.to_thread(self._owners.set, name, recorded)
-                raise
-            sighting = await asyncio.to_thread(self._folder.sight, name)
-            self._shelf.publish(name, sighting, start.manifest, artifact)
-        log.info("tool_uploaded", tool=name, principal=principal.name, digest=artifact.digest)
 
     # Manifests and deletion
 
@@ -370,43 +236,3 @@ class Catalog:
         log.info("tool_deleted", tool=name)
         if sighting.module is not None:
             await self._shelf.refreshed(name)  # the one that ships comes out from behind it
-
-    def _check_excess(self, manifest: Manifest, owner: PrincipalTerms | None) -> None:
-        excess = manifest_excess(manifest, owner, self._ceiling)
-        if excess:
-            raise ClawboxError(
-                Reason.POLICY_DENIED,
-                "manifest.{field}: {description}",
-                violations=[FieldViolation(f"manifest.{v.field}", v.description, v.rule) for v in excess],
-                field=excess[0].field,
-                description=excess[0].description,
-            )
-
-    async def _to_its_end(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do what must not stop half-way, even when whoever asked for it goes away meanwhile."""
-        task = asyncio.ensure_future(work)
-        self._steps.add(task)
-        task.add_done_callback(self._steps.discard)
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            await asyncio.wait([task])
-            raise
-
-
-def _exists(name: str) -> ClawboxError:
-    return ClawboxError(
-        Reason.TOOL_EXISTS,
-        "a tool named {tool} exists, or is being uploaded",
-        resource=("tool", name),
-        tool=name,
-    )
-
-
-def _too_large(size: int, most: int) -> ClawboxError:
-    return ClawboxError(
-        Reason.TOOL_TOO_LARGE,
-        "the module has {size_bytes} bytes; the most is {max_tool_bytes}",
-        size_bytes=size,
-        max_tool_bytes=most,
-    )

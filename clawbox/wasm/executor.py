@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from clawbox.auth import Principal
     from clawbox.egress.door import CallDoor, Door
-    from clawbox.wasm.catalog import ToolEntry
     from clawbox.wasm.output import OutputScanner
+    from clawbox.wasm.tool_entry import ToolEntry
 
 RETRY_SECONDS = 1.0
 """After which a principal that runs as much as it may can try again."""

@@ -1,13 +1,18 @@
-"""Who may see, change and publish a tool. What one may not see does not exist, as far as one is told."""
+"""Who may see, change and publish a tool, and what its manifest may ask for.
+
+What one may not see does not exist, as far as one is told.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from clawbox.errors import ClawboxError, Reason
+from clawbox.errors import ClawboxError, FieldViolation, Reason
+from clawbox.policy import PrincipalTerms, ToolCeiling, manifest_excess
 
 if TYPE_CHECKING:
     from clawbox.auth import Principal
+    from clawbox.wasm.manifest import Manifest
     from clawbox.wasm.tool_entry import ToolEntry
 
 
@@ -32,6 +37,22 @@ def check_may_publish(principal: Principal, published: bool | None) -> None:  # 
     if published and not principal.is_admin:
         raise ClawboxError(
             Reason.SCOPE_MISSING, "only an administrator (scope {scope}) may publish a tool", scope="*"
+        )
+
+
+def check_grantable(manifest: Manifest, owner: PrincipalTerms | None, ceiling: ToolCeiling) -> None:
+    """Raises POLICY_DENIED when a manifest asks for more than the tool's owner or the server allows.
+
+    ``owner`` is what the owner's token allows; None: the operator's, whom the server alone bounds.
+    """
+    excess = manifest_excess(manifest, owner, ceiling)
+    if excess:
+        raise ClawboxError(
+            Reason.POLICY_DENIED,
+            "manifest.{field}: {description}",
+            violations=[FieldViolation(f"manifest.{v.field}", v.description, v.rule) for v in excess],
+            field=excess[0].field,
+            description=excess[0].description,
         )
 
 

@@ -19,7 +19,7 @@ from google.protobuf import json_format
 from clawbox.auth import Principal
 from clawbox.errors import ClawboxError
 from clawbox.rpc import limits, sandbox
-from clawbox.wasm.catalog import UploadStart
+from clawbox.wasm.uploads import UploadStart
 from tests.integration.rpc import conftest as rpc
 from tests.integration.sandbox_service.conftest import stack
 from tests.integration.sandbox_service.modules import ECHO

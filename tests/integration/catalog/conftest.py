@@ -13,13 +13,16 @@ import pytest
 from clawbox.auth import Principal, PrincipalLimits
 from clawbox.network_rules import NetworkRule
 from clawbox.policy import ToolCeiling
-from clawbox.wasm.catalog import Catalog, ToolEntry, UploadStart
+from clawbox.wasm.catalog import Catalog
 from clawbox.wasm.compiler import Compiler
 from clawbox.wasm.manifest import Manifest
+from clawbox.wasm.uploads import UploadStart
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
+
+    from clawbox.wasm.tool_entry import ToolEntry
 
 ADMIN = Principal("root", frozenset({"*"}))
 ALICE = Principal("alice", frozenset({"sandbox:execute", "sandbox:write"}))
@@ -61,6 +64,7 @@ class World:
         default_factory=lambda: {who.name: who for who in (ADMIN, ALICE, BOB, CAROL)}
     )
     loads: list[str] = field(default_factory=list)
+    compiler: Compiler = field(init=False)
 
     @property
     def tools(self) -> Path:
@@ -98,6 +102,7 @@ class World:
                 watch=options.pop("watch", False),
             ) as catalog,
         ):
+            self.compiler = compiler
             yield catalog
 
 

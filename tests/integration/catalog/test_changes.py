@@ -13,8 +13,9 @@ import pytest
 from clawbox.errors import ClawboxError, Code, Reason
 from clawbox.network_rules import NetworkRule
 from clawbox.policy import NOTHING, ToolCeiling, narrow_tool
-from clawbox.wasm.catalog import ToolState, UploadStart
 from clawbox.wasm.manifest import Manifest
+from clawbox.wasm.tool_entry import ToolState
+from clawbox.wasm.uploads import UploadStart
 from tests.integration.catalog.conftest import (
     ADMIN,
     ALICE,

@@ -9,9 +9,9 @@ import os
 import pytest
 
 from clawbox.errors import ClawboxError, Reason
-from clawbox.wasm.catalog import ToolState
 from clawbox.wasm.manifest import Manifest
 from clawbox.wasm.model import Abi
+from clawbox.wasm.tool_entry import ToolState
 from tests.integration.catalog.conftest import (
     ADMIN,
     ALICE,
@@ -269,4 +269,4 @@ async def test_a_second_start_compiles_nothing(world):
     async with world.catalog() as catalog:
         again = await catalog.ready("echo", ALICE)
         assert again.code == first.code
-        assert catalog._compiler.stats.compiled == 0
+        assert world.compiler.stats.compiled == 0

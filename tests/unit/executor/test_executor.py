@@ -11,7 +11,6 @@ from clawbox.errors import ClawboxError, Reason
 from clawbox.network_rules import NetworkRule
 from clawbox.policy import NOTHING, Requested, ToolCeiling
 from clawbox.sandboxes import Sandboxes
-from clawbox.wasm.catalog import ToolEntry, ToolState
 from clawbox.wasm.executor import ExecuteCall, Executor, Started
 from clawbox.wasm.manifest import Manifest
 from clawbox.wasm.model import (
@@ -28,6 +27,7 @@ from clawbox.wasm.model import (
     Violation,
 )
 from clawbox.wasm.output import OutputScanner
+from clawbox.wasm.tool_entry import ToolEntry, ToolState
 
 DIGEST = "d" * 64
 SECRET = "ghp_" + "a1B2" * 9
