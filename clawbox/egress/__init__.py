@@ -2,5 +2,5 @@
 
 ``supervisor`` is where control begins: it gives each sandbox a door (``sandbox_door``), behind which a
 sidecar (``sidecar``, ``proxy``, ``tls``) serves it, with secrets from the ``keeper`` and connections from the
-``dialer``.
+``dialer``. ``sidecar_supervisor`` keeps the sidecar running.
 """

@@ -24,8 +24,10 @@ from clawbox.egress.keeper.control import Keeper, KeeperUnavailableError
 from clawbox.egress.keeper.identity import installation_of
 from clawbox.egress.keeper.messages import MAX_LABELS_CHARACTERS
 from clawbox.egress.recording import EgressMetrics, LeakLedger, SandboxRecorder
-from clawbox.egress.sandbox_door import SIDECAR, SandboxDoor, Surroundings
+from clawbox.egress.sandbox_door import SandboxDoor
+from clawbox.egress.sidecar_supervisor import SIDECAR
 from clawbox.egress.spending import Spending
+from clawbox.egress.surroundings import Restarts, Surroundings
 from clawbox.errors import ClawboxError, Reason, invalid_field
 
 if TYPE_CHECKING:
@@ -51,11 +53,8 @@ AUDIT_LOOK_SECONDS: Final = 0.5
 """How often it is asked whether audit rows can be written, while there are sidecars."""
 
 
-class Metrics(EgressMetrics, Protocol):
+class Metrics(EgressMetrics, Restarts, Protocol):
     """Where it is counted what happens: :class:`clawbox.telemetry.Metrics`."""
-
-    def egress_restarted(self, process: str) -> None:
-        """A process ended by itself."""
 
     def watch_egress(
         self, tunnels: Callable[[], float], processes: Mapping[str, Callable[[], float]]

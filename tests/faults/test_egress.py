@@ -287,7 +287,7 @@ def _descriptors():
 
 
 def _sidecar_of(door):
-    return door._process.pid
+    return door._sidecar.process.pid
 
 
 async def _ask(door, data):

@@ -83,7 +83,7 @@ async def test_rule_55_rows_that_control_does_not_take_stop_requests_not_the_cou
     async with world.supervisor.sandbox(world.grant(limits=limits)) as door:
         door.admit(_digest("t"))
         connections = [door.connect(_digest("t"), "call") for _ in range(4)]
-        transport = door._process._protocol._transport
+        transport = door._sidecar.process._protocol._transport
         transport.pause_reading()
         streams = [await asyncio.open_unix_connection(sock=one) for one in connections]
         head = request(world.url + "/" + "x" * 900, "t").replace(b"Connection: close\r\n", b"")

@@ -84,7 +84,7 @@ async def test_a_request_that_is_under_way_when_a_sandbox_ends_has_its_row(world
 
 
 async def test_a_sidecar_that_does_not_end_is_killed_and_leaves_a_gap(world, monkeypatch):
-    monkeypatch.setattr("clawbox.egress.sandbox_door.FINISH_SECONDS", 0.1)
+    monkeypatch.setattr("clawbox.egress.sidecar_supervisor.FINISH_SECONDS", 0.1)
     async with world.supervisor.sandbox(world.grant()):
         (pid,) = processes("clawbox-egress")
         os.kill(pid, signal.SIGSTOP)
