@@ -1,4 +1,4 @@
-"""Which worker gets which call. Pure: the pool says what there is, and does what comes of it."""
+"""Which worker gets which call. Pure: the roster says what there is, and the pool does what comes of it."""
 
 from __future__ import annotations
 
