@@ -214,6 +214,11 @@ class Reason(enum.Enum):
         "As many containers as the server or the token allows are running.",
         "Try again after google.rpc.RetryInfo.retry_delay, or remove one.",
     )
+    WORKSPACE_LIMIT = _Spec(
+        Code.RESOURCE_EXHAUSTED,
+        "The owner keeps as many workspaces as the server allows.",
+        "Use one of them by its name, or delete one: Remove a container that has it with `delete_workspace`.",
+    )
     EXEC_LIMIT = _Spec(
         Code.RESOURCE_EXHAUSTED,
         "As many processes of callers run inside a container, or on the server, as may.",

@@ -44,8 +44,12 @@ class ContainersSettings(Settings):
     """Folder of the workspaces; no two servers share one, and nobody but root may write above it."""
     workspace_max_bytes: Bytes = 4_294_967_296
     """Most that one workspace may hold, in bytes; a container whose workspace holds more is ended."""
+    max_workspaces: Count = 100
+    """Workspaces that are kept of one owner; a Spawn that makes one more is RESOURCE_EXHAUSTED."""
     retention_ms: MillisecondsOrZero = 3_600_000
     """How long an ended container and its output stay readable, in milliseconds."""
+    max_finished: Count = 200
+    """Ended containers that are kept of one owner; with the next, the one that ended first is forgotten."""
     runtime: Text = ""
     """Runtime asked of the engine: ``runc``, ``runsc``, ``kata`` … Empty: the engine's default."""
     pull_policy: Literal["never", "missing", "always"] = "missing"

@@ -66,6 +66,8 @@ class Entry:
     """Things that are there without this process: the engine's container, folders, the uid."""
     timer: asyncio.TimerHandle | None = None
     """Ends it at its time limit, or forgets it after its retention."""
+    delete_workspace: bool | None = None
+    """What a Remove that is under way says of its workspace, whoever forgets it in the end."""
     ending: asyncio.Task[None] | None = None
     looking: asyncio.Task[None] | None = None
     look_again: bool = False

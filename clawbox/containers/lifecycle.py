@@ -29,6 +29,7 @@ from clawbox.containers.states import (
     Vanished,
     after,
 )
+from clawbox.containers.uninterrupted import uninterrupted
 from clawbox.errors import ClawboxError, Reason
 
 if TYPE_CHECKING:
@@ -77,6 +78,11 @@ class Lifecycle:
         entry.quarters = quarters_of(identity, container.engine_id, folder, workspace)
         entry.quarters.ended.set()
         self._set_timer(entry, container)
+
+    def bound(self) -> None:
+        """Have the oldest finished ones forgotten where more of an owner's were restored than are kept."""
+        for owner in {container.owner for container in self._around.registry}:
+            self._bound(owner)
 
     # What the engine says
 
@@ -263,21 +269,46 @@ class Lifecycle:
                 _log.warning("the end of container %s cannot be kept: %s", entry.container_id, error)
                 await asyncio.sleep(AGAIN_SECONDS)
         self._set_timer(entry, container)
+        self._bound(container.owner)
 
     # What comes after
 
-    async def forget(self, entry: Entry, *, delete_workspace: bool | None = None) -> None:
-        """Nothing of a finished container is kept any more. Raises STATE_UNAVAILABLE."""
-        async with entry.lock:
-            container = self._around.registry.get(entry.container_id)
-            if container is None or container.active:
-                return
-            await self._around.registry.forget(entry.container_id)
-            await self.clear(entry, container, delete_workspace=delete_workspace)
+    def _bound(self, owner: str) -> None:
+        """What is too much ends its retention now: all goes on as if its time were over."""
+        for container in self._around.registry.finished(owner)[: -self._around.max_finished]:
+            entry = self._entries.get(container.container_id)
+            if entry is not None:
+                self._call_later(entry, 0)
 
-    async def clear(
-        self, entry: Entry, container: Container, *, delete_workspace: bool | None = None
-    ) -> None:
+    async def forget(self, entry: Entry, *, delete_workspace: bool | None = None) -> None:
+        """Nothing of a finished container is kept any more; once begun that is done, cancelled or not.
+
+        ``delete_workspace`` holds also when somebody else is just forgetting it. Raises STATE_UNAVAILABLE,
+        WORKSPACE_LIMIT and SANDBOX_UNAVAILABLE (its workspace cannot be kept), and then it is still there.
+        """
+        if delete_workspace is not None:
+            entry.delete_workspace = delete_workspace
+        try:
+            async with entry.lock:
+                # Of what is in no row any more the next start alone would find the rest.
+                await uninterrupted(self._forget(entry))
+        finally:
+            if delete_workspace is not None:
+                entry.delete_workspace = None
+
+    async def _forget(self, entry: Entry) -> None:
+        """Whoever calls has the entry's lock."""
+        container = self._around.registry.get(entry.container_id)
+        if container is None or container.active:
+            return
+        identity = container.identity
+        if entry.delete_workspace is False and identity.workspace_id:
+            # First, because it can be refused.
+            await self._around.workspaces.keep(identity.owner, identity.workspace_id)
+        await self._around.registry.forget(entry.container_id)
+        await self.clear(entry, container)
+
+    async def clear(self, entry: Entry, container: Container) -> None:
         """Remove what is left of a container that is no more in the registry."""
         entry.cancel_timer()
         self._entries.pop(entry.container_id, None)
@@ -286,7 +317,7 @@ class Lifecycle:
                 await companion.forgotten(entry.container_id)
             except Exception:  # noqa: BLE001 - the others are told all the same
                 _log.exception("container %s is forgotten, and not all of it", entry.container_id)
-        await self._settle_workspace(container.identity, delete=delete_workspace)
+        await self._settle_workspace(container.identity, delete=entry.delete_workspace)
 
     async def _settle_workspace(self, identity: Identity, *, delete: bool | None) -> None:
         """Delete a workspace that goes with its container, or keep one that is to stay."""
@@ -309,8 +340,11 @@ class Lifecycle:
         entry.cancel_timer()
         due = container.expires_ms if container.active else container.purge_ms
         if due is not None:
-            seconds = max(due - now_ms(), 0) / 1000
-            entry.timer = asyncio.get_running_loop().call_later(seconds, self._due, entry)
+            self._call_later(entry, max(due - now_ms(), 0) / 1000)
+
+    def _call_later(self, entry: Entry, seconds: float) -> None:
+        entry.cancel_timer()
+        entry.timer = asyncio.get_running_loop().call_later(seconds, self._due, entry)
 
     def _due(self, entry: Entry) -> None:
         self._start(self._keep_time(entry), f"time of {entry.container_id}")
@@ -329,8 +363,7 @@ class Lifecycle:
                 await self.forget(entry)
         except ClawboxError as error:
             _log.warning("the time of container %s is over: %s", entry.container_id, error)
-            loop = asyncio.get_running_loop()
-            entry.timer = loop.call_later(AGAIN_SECONDS, self._due, entry)
+            self._call_later(entry, AGAIN_SECONDS)
 
 
 def _told_by(facts: ContainerFacts | None) -> Event | None:

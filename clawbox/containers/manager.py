@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from clawbox.audit import Audit
     from clawbox.auth import Principal
     from clawbox.config.containers import ImageTemplate
-    from clawbox.containers.calls import ContainerFilter, SpawnCall, WatchEvent
+    from clawbox.containers.calls import ContainerFilter, SpawnCall, WatchEvent, WorkspaceCall
     from clawbox.containers.entry import Entry
     from clawbox.containers.pulling import PullPolicy
     from clawbox.containers.quarters import Quarters
@@ -87,6 +87,7 @@ class ContainerManager:
 
     async def __aenter__(self) -> Self:
         await self.monitor.restore(self._rows)
+        self._lifecycle.bound()
         self._open = True
         self._tasks.start(self.monitor.run(), "containers' engine")
         return self
@@ -191,12 +192,14 @@ class ContainerManager:
         """Make a container; it runs when this returns. It is one transaction: else nothing is left of it.
 
         Raises INVALID_FIELD, POLICY_DENIED, CREDENTIAL_NOT_ALLOWED, IMAGE_NOT_ALLOWED, TEMPLATE_NOT_FOUND,
-        CONTAINER_LIMIT, IMAGE_NOT_FOUND, IMAGE_REFUSED, WRONG_STATE (its workspace is in use),
-        ENGINE_REFUSED, DOCKER_UNAVAILABLE, SANDBOX_UNAVAILABLE, STATE_UNAVAILABLE, SHUTTING_DOWN.
+        CONTAINER_LIMIT, WORKSPACE_LIMIT, IMAGE_NOT_FOUND, IMAGE_REFUSED, WRONG_STATE (its workspace is in
+        use), ENGINE_REFUSED, DOCKER_UNAVAILABLE, SANDBOX_UNAVAILABLE, STATE_UNAVAILABLE, SHUTTING_DOWN.
         """
+        wanted = check(call, principal, self._offer)
+        if _keeps(call.workspace):
+            await self._around.workspaces.require_room(principal.name, call.workspace.workspace_id)
         if not self._open:
             raise ClawboxError(Reason.SHUTTING_DOWN, "the server is stopping")
-        wanted = check(call, principal, self._offer)
         self.monitor.require()
         return self._as_it_is(await self._spawning.spawn(wanted, call, principal))
 
@@ -219,13 +222,21 @@ class ContainerManager:
         force: bool = False,
         delete_workspace: bool | None = None,
     ) -> None:
-        """Forget a finished container; ``force`` kills it first. Raises WRONG_STATE for an active one."""
+        """Forget a finished container; ``force`` kills it first. Raises WRONG_STATE for an active one.
+
+        Raises WORKSPACE_LIMIT where its workspace is to stay and would be one too many: then nothing is done.
+        """
         container = self.find(container_id, principal)
         if container.active:
             if not force:
                 require(container.status, Operation.REMOVE, container_id)
+            workspace_id = container.identity.workspace_id
+            if delete_workspace is False and workspace_id:
+                await self._around.workspaces.require_room(container.owner, workspace_id)
             await self.kill(container_id, principal)
-        entry = self._lifecycle.entries[container_id]
+        entry = self._lifecycle.entries.get(container_id)
+        if entry is None:
+            raise not_found(container_id)  # it was just forgotten, its retention being over
         await self._tasks.to_its_end(
             self._lifecycle.forget(entry, delete_workspace=delete_workspace), f"forget {container_id}"
         )
@@ -320,6 +331,11 @@ class ContainerManager:
 
 def _may_see(container: Container, principal: Principal) -> bool:
     return principal.is_admin or container.owner == principal.name
+
+
+def _keeps(asked: WorkspaceCall) -> bool:
+    """Whether the workspace is to be there after its container."""
+    return bool(asked.workspace_id) if asked.delete_on_removal is None else not asked.delete_on_removal
 
 
 def _age(container: Container) -> tuple[int, str]:

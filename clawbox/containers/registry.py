@@ -65,6 +65,11 @@ class Registry:
         """The container of that id."""
         return self._containers.get(container_id)
 
+    def finished(self, owner: str) -> list[Container]:
+        """An owner's finished containers, in the order in which they ended."""
+        found = [one for one in self._containers.values() if not one.active and one.owner == owner]
+        return sorted(found, key=lambda one: one.finished_ms or one.identity.created_ms)
+
     def restore(self, container: Container) -> None:
         """Take one that was kept, before anybody watches."""
         self._containers[container.container_id] = container

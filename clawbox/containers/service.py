@@ -92,7 +92,9 @@ async def container_service(
         upstream_ca = egress_setup(config).upstream_ca
     except (ValueError, MountError, OSError, ClawboxError) as error:
         raise ContainersUnavailableError(str(error)) from error
-    workspaces = Workspaces(settings.workspace_root, settings.workspace_max_bytes)
+    workspaces = Workspaces(
+        settings.workspace_root, settings.workspace_max_bytes, max_kept=settings.max_workspaces
+    )
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(backend)
         try:
@@ -126,6 +128,7 @@ async def container_service(
             on_shape=ShapeAction(config.egress.on_shape),
             authorities=(*system_authorities(), *private_authorities(upstream_ca)),
             retention_ms=settings.retention_ms,
+            max_finished=settings.max_finished,
         )
         manager = await stack.enter_async_context(
             ContainerManager(

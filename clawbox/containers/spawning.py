@@ -99,7 +99,7 @@ class Spawning:
                     image = await self._images.resolve(wanted.reference, tell)
                     made = await Making(self._around, entry, wanted, call, image).make(container)
                 except BaseException:
-                    await self._undo(entry, kept=bool(call.workspace.workspace_id))
+                    await self._undo(entry)
                     raise
                 self._lifecycle.began(entry, made)
                 return made
@@ -109,7 +109,7 @@ class Spawning:
         except asyncio.CancelledError:
             if self._registry.get(entry.container_id) is not None:
                 # It was done in the moment in which its caller left, who knows nothing of it.
-                await uninterrupted(self._discard(entry, kept=bool(call.workspace.workspace_id)))
+                await uninterrupted(self._discard(entry))
             raise
 
     def _require_room(self, principal: Principal) -> None:
@@ -132,24 +132,25 @@ class Spawning:
                 principal=principal.name,
             )
 
-    async def _discard(self, entry: Entry, *, kept: bool) -> None:
-        """Leave nothing of a container that runs, and that nobody was told of."""
+    async def _discard(self, entry: Entry) -> None:
+        """Leave nothing of a container that runs, and that nobody was told of, as :meth:`_undo`."""
+        made = entry.workspace is not None and entry.workspace.made
         try:
             await self._lifecycle.end(entry, Ending.KILL, 0)
             async with asyncio.timeout(DISCARD_SECONDS):
                 await self._registry.until(entry.container_id, lambda one: not one.active)
-            await self._lifecycle.forget(entry, delete_workspace=not kept)
+            await self._lifecycle.forget(entry, delete_workspace=made)
         except (ClawboxError, TimeoutError) as error:
             _log.warning("container %s, which nobody waited for, is left: %s", entry.container_id, error)
 
-    async def _undo(self, entry: Entry, *, kept: bool) -> None:
+    async def _undo(self, entry: Entry) -> None:
         """Leave nothing of a container that was not made, but a workspace that was there before."""
         await entry.local.give_back()
         await entry.lasting.give_back()
         self._lifecycle.entries.pop(entry.container_id, None)
         for companion in self._around.companions:
             await companion.forgotten(entry.container_id)
-        if entry.workspace is not None and not kept:
+        if entry.workspace is not None and entry.workspace.made:
             with contextlib.suppress(ClawboxError, OSError):
                 await self._around.workspaces.delete(entry.workspace.owner, entry.workspace.workspace_id)
         try:

@@ -56,3 +56,5 @@ class Surroundings:
     authorities: tuple[bytes, ...]
     """What programs trust besides their sandbox's own authority: certificates, DER each."""
     retention_ms: int
+    max_finished: int
+    """Of each owner: so nobody's containers are forgotten because of somebody else's."""

@@ -11,6 +11,7 @@ import pytest
 import pytest_asyncio
 
 from clawbox.containers import making
+from clawbox.containers.calls import WorkspaceCall
 from clawbox.containers.docker import DockerBackend
 from clawbox.containers.execs import Execs
 from clawbox.containers.host.fifo import Fifo
@@ -127,6 +128,33 @@ async def test_given_up_in_the_moment_in_which_it_is_done_it_leaves_nothing(cont
     making_it.add_done_callback(lambda _: spawning.cancel())
     with pytest.raises(asyncio.CancelledError):
         await spawning
+    await containers.nothing_is_left()
+
+
+async def test_given_up_it_leaves_a_named_workspace_only_where_that_was_there_before(
+    containers: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def given_up() -> None:
+        stop = Step("before")
+        stop.at(monkeypatch, DockerBackend, "start")
+        workspace = WorkspaceCall(workspace_id="mine", delete_on_removal=True)
+        spawning = asyncio.create_task(containers.spawn(workspace=workspace))
+        await stop.reached.wait()
+        spawning.cancel()
+        stop.go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await spawning
+        monkeypatch.undo()
+
+    await given_up()
+    await containers.nothing_is_left()
+    made = await containers.spawn(workspace=WorkspaceCall(workspace_id="mine"))
+    await containers.remove(made)
+    there = containers.world.leftovers.workspaces()
+    await given_up()
+    assert containers.world.leftovers.workspaces() == there
+    last = await containers.spawn(workspace=WorkspaceCall(workspace_id="mine", delete_on_removal=True))
+    await containers.remove(last)
     await containers.nothing_is_left()
 
 

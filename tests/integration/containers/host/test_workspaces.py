@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from clawbox.containers.host import trees
+from clawbox.containers.host.workspace_folders import WorkspaceFolders
 from clawbox.containers.host.workspaces import Workspaces
 from clawbox.containers.mounts import MountError
 from clawbox.containers.users import User
@@ -21,7 +22,7 @@ FAR = 3000
 
 @pytest.fixture
 async def workspaces(tmp_path):
-    async with Workspaces(tmp_path / "workspaces", 1 << 20) as opened:
+    async with Workspaces(tmp_path / "workspaces", 1 << 20, max_kept=100) as opened:
         yield opened
 
 
@@ -127,11 +128,11 @@ async def test_deep_and_hostile_trees_are_deleted_whole(workspaces, tmp_path):
 
 
 async def test_a_deletion_that_broke_off_is_gone_on_with_by_the_next_server(tmp_path):
-    async with Workspaces(tmp_path / "workspaces", 1) as first:
+    async with Workspaces(tmp_path / "workspaces", 1, max_kept=100) as first:
         trash = first.root / "trash"
     (trash / "left" / "a" / "b").mkdir(parents=True)
 
-    async with Workspaces(tmp_path / "workspaces", 1), asyncio.timeout(20):
+    async with Workspaces(tmp_path / "workspaces", 1, max_kept=100), asyncio.timeout(20):
         while await asyncio.to_thread(lambda: list(trash.iterdir())):  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(0.01)
 
@@ -150,7 +151,7 @@ async def test_fresh_ones_without_their_container_are_deleted_and_kept_ones_stay
 
 
 async def test_no_two_servers_have_one_folder_of_workspaces(workspaces):
-    second = Workspaces(workspaces.root, 1 << 20)
+    second = Workspaces(workspaces.root, 1 << 20, max_kept=100)
 
     with pytest.raises(MountError, match=r"another server .* containers\.workspace_root"):
         await second.__aenter__()
@@ -158,10 +159,10 @@ async def test_no_two_servers_have_one_folder_of_workspaces(workspaces):
 
 async def test_after_a_restart_a_workspace_is_adopted(tmp_path):
     root, container = tmp_path / "workspaces", new_id()
-    async with Workspaces(root, 1) as first:
+    async with Workspaces(root, 1, max_kept=100) as first:
         made = await first.acquire("alice", "", container_id=container, user=ONE)
 
-    async with Workspaces(root, 1) as second:
+    async with Workspaces(root, 1, max_kept=100) as second:
         assert await second.adopt("alice", made.workspace_id, container_id=container) == made
         with pytest.raises(FileNotFoundError):
             await second.adopt("alice", "other", container_id=container)
@@ -224,5 +225,119 @@ async def test_rule_78_workspaces_below_what_others_write_are_refused(tmp_path):
     tmp_path.chmod(0o777)
 
     with pytest.raises(MountError, match="can be written"):
-        async with Workspaces(tmp_path / "workspaces", 1):
+        async with Workspaces(tmp_path / "workspaces", 1, max_kept=100):
             pass
+
+
+@pytest.fixture
+async def two(tmp_path):
+    """An owner may keep two."""
+    async with Workspaces(tmp_path / "workspaces", 1 << 20, max_kept=2) as opened:
+        yield opened
+
+
+async def too_many(call):
+    """It is one workspace too many; the error."""
+    with pytest.raises(ClawboxError) as raised:
+        await call
+    assert raised.value.reason is Reason.WORKSPACE_LIMIT
+    return raised.value
+
+
+async def test_one_more_than_an_owner_may_keep_is_refused_before_anything_is_made(two):
+    kept = [await two.acquire("alice", name, container_id=new_id(), user=ONE) for name in ("a", "b")]
+    before = everything(two.root)
+
+    for call in (
+        two.require_room("alice", "c"),
+        two.require_room("alice", ""),
+        two.acquire("alice", "c", container_id=new_id(), user=ONE),
+        two.acquire("alice", "", container_id=new_id(), user=ONE, kept=True),
+    ):
+        error = await too_many(call)
+        assert error.metadata == {"principal": "alice", "workspaces": "2"}
+        assert "delete_workspace" in error.message
+    assert everything(two.root) == before
+
+    # What is there can be used again, others have room of their own, and fresh ones are no matter.
+    two.release(kept[0])
+    await two.require_room("alice", "a")
+    again = await two.acquire("alice", "a", container_id=new_id(), user=TWO)
+    await two.acquire("alice", "", container_id=new_id(), user=ONE)
+    await two.acquire("bob", "c", container_id=new_id(), user=TWO)
+
+    two.release(again)
+    await two.delete("alice", "a")
+    await two.require_room("alice", "c")
+    await two.acquire("alice", "c", container_id=new_id(), user=ONE)
+
+
+async def test_of_many_at_once_no_more_are_made_than_may_be_kept(two):
+    calls = [two.acquire("alice", f"w{number}", container_id=new_id(), user=ONE) for number in range(20)]
+
+    found = await asyncio.gather(*calls, return_exceptions=True)
+
+    refused = [one for one in found if isinstance(one, ClawboxError)]
+    assert {one.reason for one in refused} == {Reason.WORKSPACE_LIMIT}
+    assert len(refused) == 18
+    assert len(list(two.root.glob("*/w*"))) == 2
+
+
+async def test_a_fresh_one_is_kept_only_where_there_is_room(two):
+    fresh, other = [await two.acquire("alice", "", container_id=new_id(), user=ONE) for _ in range(2)]
+    await two.acquire("alice", "mine", container_id=new_id(), user=ONE)
+    await two.keep("alice", fresh.workspace_id)
+    await two.keep("alice", fresh.workspace_id)
+
+    await too_many(two.keep("alice", other.workspace_id))
+
+    # One that was to go with a container is not one of those that are kept, though it has a name.
+    goes = await two.acquire("alice", "goes", container_id=new_id(), user=ONE, kept=False)
+    two.release(goes)
+    await too_many(two.acquire("alice", "goes", container_id=new_id(), user=ONE))
+    await two.delete_abandoned(())
+    assert [one.path.exists() for one in (fresh, other, goes)] == [True, False, False]
+
+
+async def test_a_kept_one_that_is_to_go_with_a_container_stays_when_there_is_none(workspaces):
+    made = await workspaces.acquire("alice", "mine", container_id=new_id(), user=ONE)
+    workspaces.release(made)
+    again = await workspaces.acquire("alice", "mine", container_id=new_id(), user=ONE, kept=False)
+    workspaces.release(again)
+    assert (made.made, again.made) == (True, False)
+
+    await workspaces.delete_abandoned(())
+
+    assert again.path.exists()
+
+
+async def test_what_cannot_be_made_ready_leaves_only_what_was_there(workspaces, monkeypatch):
+    there = await workspaces.acquire("alice", "there", container_id=new_id(), user=ONE)
+    workspaces.release(there)
+
+    def full(*_, **__):
+        raise OSError(28, "no space left on device")
+
+    monkeypatch.setattr(trees, "give_to", full)
+    for name in ("there", "new", ""):
+        with pytest.raises(ClawboxError) as raised:
+            await workspaces.acquire("alice", name, container_id=new_id(), user=TWO)
+        assert raised.value.reason is Reason.SANDBOX_UNAVAILABLE
+
+    assert [path.name for path in there.path.parents[1].iterdir()] == ["there"]
+
+
+async def test_what_goes_while_the_abandoned_are_deleted_holds_nothing_up(workspaces, monkeypatch):
+    lost, other = [await workspaces.acquire("alice", "", container_id=new_id(), user=ONE) for _ in range(2)]
+    found = WorkspaceFolders.abandoned
+
+    def and_one_goes(folders, known):
+        abandoned = sorted(found(folders, known))
+        abandoned[0].rename(workspaces.root / "trash" / "already")
+        return abandoned
+
+    monkeypatch.setattr(WorkspaceFolders, "abandoned", and_one_goes)
+    await workspaces.delete_abandoned(())
+
+    assert not lost.path.exists()
+    assert not other.path.exists()
