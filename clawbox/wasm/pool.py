@@ -252,6 +252,8 @@ class WorkerPool:
                 worker.ready.set_result(True)
             case Ready() if worker.ready.cancelled():
                 pass  # whoever waited for it went away, and it is being killed
+            case _ if worker.killed:
+                pass  # it said so before it was
             case _:
                 raise FrameError(f"{type(message).__name__} out of turn")
 

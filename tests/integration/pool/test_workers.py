@@ -14,6 +14,7 @@ from clawbox.children.enforcement import can_have_own_uids
 from clawbox.children.uids import UidRange
 from clawbox.errors import ClawboxError, Reason
 from clawbox.wasm import pool as pool_module
+from clawbox.wasm import roster
 from clawbox.wasm.model import Abi, Outcome, Run, ToolCode
 from clawbox.wasm.pool import WorkerPool
 from tests.integration.pool.conftest import LIMITS
@@ -42,6 +43,18 @@ async def test_a_worker_serves_call_after_call_of_one_principal(pool, execute):
     for _ in range(5):
         await execute(wat.ECHO)
     assert worker.calls == 6
+
+
+async def test_a_worker_that_has_served_its_time_is_replaced_without_alarm(
+    pool, execute, observer, caplog, monkeypatch
+):
+    monkeypatch.setattr(roster, "CALLS_PER_WORKER", 1)
+    for count in range(1, 11):
+        result = await execute(wat.COMPONENT_OK, b'"here"', abi=Abi.COMPONENT)
+        assert result.output == b'"here"'
+        await observer.until(lambda count=count: len(observer.ended) >= count)
+    assert set(observer.ended) == {"retired"}
+    assert [record.getMessage() for record in caplog.records if record.levelname != "DEBUG"] == []
 
 
 async def test_killing_a_worker_loses_its_call_alone(pool, execute, observer):
