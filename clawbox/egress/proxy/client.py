@@ -154,7 +154,7 @@ class Client:
                 raise
             finally:
                 self._wire.on_end = None
-                self._wire.unlimited()
+                self._wire.deadline.lift()
                 if inner is None:
                     self._state.write_down(record)
             if inner is not None:
@@ -283,7 +283,7 @@ class Client:
 
     def _alive(self) -> None:
         """From now on bytes must come or go."""
-        self._wire.watch(self._state.grant.limits.idle_timeout_ms / 1000)
+        self._wire.deadline.watch(self._state.grant.limits.idle_timeout_ms / 1000)
 
     def _left(self) -> None:
         self.end(Refusal(Denial.CLIENT_GONE))

@@ -163,8 +163,8 @@ class _Passage:
         body: asyncio.Task[bool] | None = None
         sent = False
         try:
-            wire.watch(terms.state.grant.limits.idle_timeout_ms / 1000)
-            wire.partner, client.partner = client, wire
+            wire.deadline.watch(terms.state.grant.limits.idle_timeout_ms / 1000)
+            wire.deadline.pair(client.deadline)
             head = write_request(
                 request.method, terms.outgoing.target, terms.outgoing.headers, request.framing
             )
@@ -180,7 +180,7 @@ class _Passage:
             if body is not None and body.done():
                 sent = body.result()
         finally:
-            client.partner = None
+            wire.deadline.part()
             if body is not None and not body.done():
                 # The answer came before all was sent: what is left is for nobody.
                 body.cancel()

@@ -108,7 +108,7 @@ class RequestStream:
         while not self._events:
             if not timing:
                 timing = self._reader.in_head
-                wire.limit(limit if timing else idle, Denial.HEAD_TIMEOUT)
+                wire.deadline.limit(limit if timing else idle, Denial.HEAD_TIMEOUT)
             data = await wire.read()
             if not data:
                 refusal = self._reader.eof()

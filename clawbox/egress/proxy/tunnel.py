@@ -45,7 +45,7 @@ class Tunnel:
 async def intercept(wire: Wire, tls: ServerTls, target: Target, identity: Identity, limits: Limits) -> Tunnel:
     """Answer CONNECT and take what comes at its word. Raises RefusedError."""
     wire.write(CONNECTED)
-    wire.limit(limits.head_timeout_ms / 1000, Denial.HEAD_TIMEOUT)
+    wire.deadline.limit(limits.head_timeout_ms / 1000, Denial.HEAD_TIMEOUT)
     first = await wire.read()
     if not first:
         raise RefusedError(Denial.CLIENT_GONE)
@@ -67,12 +67,12 @@ async def carry(wire: Wire, state: SandboxState, target: Target, record: Record,
         sink.begun = True
         wire.write(CONNECTED)
         record.status = 200
-        wire.limit(limits.head_timeout_ms / 1000, Denial.HEAD_TIMEOUT)
+        wire.deadline.limit(limits.head_timeout_ms / 1000, Denial.HEAD_TIMEOUT)
         await _hello(wire, await wire.read(), lambda hello: check_tunnel(hello, target.host))
         record.sent_at = state.clock()
-        wire.partner, upstream.partner = upstream, wire
+        wire.deadline.pair(upstream.deadline)
         for one in (wire, upstream):
-            one.watch(limits.idle_timeout_ms / 1000)
+            one.deadline.watch(limits.idle_timeout_ms / 1000)
         try:
             upstream.splice(wire)
             wire.splice(upstream)
@@ -85,7 +85,7 @@ async def carry(wire: Wire, state: SandboxState, target: Target, record: Record,
         upstream.abort()
         raise
     finally:
-        wire.partner = upstream.partner = None
+        wire.deadline.part()
         upstream.close()
 
 

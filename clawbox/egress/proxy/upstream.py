@@ -70,7 +70,7 @@ class Upstreams:
             if connection.wire.ended or connection.wire.buffered:
                 connection.wire.abort()
                 continue
-            connection.wire.on_end = connection.wire.on_late = connection.wire.on_bytes = None
+            connection.wire.on_end = connection.wire.on_bytes = connection.wire.deadline.on_late = None
             connection.reused = True
             return connection
         return None
@@ -81,7 +81,7 @@ class Upstreams:
         wire, address = await self.connect(key.host, key.port)
         if key.scheme == "https":
             try:
-                wire.limit(self._connect_seconds, Denial.CONNECT_TIMEOUT)
+                wire.deadline.limit(self._connect_seconds, Denial.CONNECT_TIMEOUT)
                 await wire.start_tls(self._tls.session(key.host, key.port), Denial.TLS_FAILED)
             except BaseException:
                 wire.abort()
@@ -109,12 +109,11 @@ class Upstreams:
         if not good or connection.opened < self._renewed or self._count >= MAX_IDLE:
             wire.close()
             return
-        wire.partner = wire.on_end = None
+        wire.on_end = None
         self._idle.setdefault(connection.key, []).append(connection)
         self._count += 1
-        wire.limit(IDLE_SECONDS, Denial.IDLE_TIMEOUT)
-        wire.on_late = lambda: self._discard(connection)
-        wire.on_end = wire.on_bytes = wire.on_late
+        wire.deadline.limit(IDLE_SECONDS, Denial.IDLE_TIMEOUT)
+        wire.on_end = wire.on_bytes = wire.deadline.on_late = lambda: self._discard(connection)
 
     def forget(self, token: bytes) -> None:
         """Close what is kept for a token that is accepted no more."""

@@ -1,8 +1,7 @@
 """One connection as a coroutine sees it: read, write, wait; with TLS inside or without.
 
 A protocol on any transport. Reading stops when nobody takes what came, writing waits when the other end does
-not read, so that a stream of any size needs constant memory. Times are deadlines that move with the bytes
-(``watch``) or do not (``limit``); each sets one timer at most, however many bytes come.
+not read, so that a stream of any size needs constant memory. How long either may take is its ``deadline``.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import socket
 import struct
 from typing import TYPE_CHECKING, Final, cast
 
+from clawbox.egress.proxy.deadline import Deadline
 from clawbox.egress.refusal import Denial, Refusal, RefusedError
 from clawbox.egress.tls.session import TlsError
 
@@ -49,18 +49,13 @@ class Wire(asyncio.Protocol):
         self._shut = False
         self._refusal: Refusal | None = None
         self._splice: Wire | None = None
-        self._idle: float | None = None
-        self._deadline: float | None = None
-        self._late = Denial.IDLE_TIMEOUT
-        self._timer: asyncio.TimerHandle | None = None
-        self.partner: Wire | None = None
-        """Bytes on it count as life of this one, too (see ``watch``)."""
+        self._source: Wire | None = None
+        self.deadline = Deadline(loop, self.fail)
+        """Whoever reads or drains after it is refused."""
         self.on_end: Callable[[], None] | None = None
         """Called once when the other end sends no more, or is gone; it may set itself again."""
         self.on_bytes: Callable[[], None] | None = None
         """Called when bytes come that nobody asked for."""
-        self.on_late: Callable[[], None] | None = None
-        """Called when a deadline passes, instead of having a reader raise."""
         self.received = 0
         """Bytes that came, TLS's own among them."""
         self.sent = 0
@@ -191,11 +186,12 @@ class Wire(asyncio.Protocol):
         if self._transport is None or self._lost:
             return
         self._say_goodbye()
-        self._disarm()
+        self._source = None  # it stays as it is: what would come is for nobody
+        self.deadline.cancel()
         self._transport.close()
         if self._transport.get_write_buffer_size():
-            self.on_late = self.abort
-            self.limit(within, Denial.IDLE_TIMEOUT)
+            self.deadline.on_late = self.abort
+            self.deadline.limit(within, Denial.IDLE_TIMEOUT)
 
     def abort(self) -> None:
         """Close so that the other end sees a break: a reset where the transport has one (53)."""
@@ -205,7 +201,7 @@ class Wire(asyncio.Protocol):
         if raw is not None and self.resets:
             with contextlib.suppress(OSError):
                 raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        self._disarm()
+        self.deadline.cancel()
         self._shut = True  # uvloop would still send an end, or TLS's closing message, before the reset
         self._transport.abort()
 
@@ -213,7 +209,7 @@ class Wire(asyncio.Protocol):
         """Close after an answer to what was not read whole, so that the answer is not lost to a reset."""
         if self._transport is None or self._lost or self._transport.is_closing():
             return
-        self.limit(LINGER_SECONDS, Denial.IDLE_TIMEOUT)
+        self.deadline.limit(LINGER_SECONDS, Denial.IDLE_TIMEOUT)
         try:
             self._say_goodbye()
             self.write_eof()
@@ -224,59 +220,11 @@ class Wire(asyncio.Protocol):
             pass
         self.close()
 
-    # Time ---------------------------------------------------------------------------------------------------
-
-    def limit(self, seconds: float, late: Denial) -> None:
-        """From now there are ``seconds``, whatever comes."""
-        self._idle = None
-        self._arm(self._loop.time() + seconds, late)
-
-    def watch(self, seconds: float) -> None:
-        """From now there are ``seconds`` without a byte, on this or the partner."""
-        self._idle = seconds
-        self._arm(self._loop.time() + seconds, Denial.IDLE_TIMEOUT)
-
-    def unlimited(self) -> None:
-        """No deadline."""
-        self._idle = self._deadline = None
-
-    def _arm(self, deadline: float, late: Denial) -> None:
-        self._deadline, self._late = deadline, late
-        if self._timer is not None and self._timer.when() > deadline:
-            self._timer.cancel()
-            self._timer = None
-        if self._timer is None:
-            self._timer = self._loop.call_at(deadline, self._expire)
-
-    def _disarm(self) -> None:
-        self._deadline = self._idle = None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _expire(self) -> None:
-        self._timer = None
-        if self._deadline is None or self._lost:
-            return
-        deadline, partner = self._deadline, self.partner
-        if self._idle is not None and partner is not None and partner._deadline is not None:  # noqa: SLF001
-            deadline = max(deadline, partner._deadline)  # noqa: SLF001
-        # A timer may fire a little early.
-        if deadline > self._loop.time() + 0.001:
-            self._timer = self._loop.call_at(deadline, self._expire)
-        elif self.on_late is not None:
-            self.on_late()
-        else:
-            refusal = Refusal(self._late)
-            self.fail(refusal)
-            if partner is not None and self._idle is not None:
-                partner.fail(refusal)
-
     # Tunnels ------------------------------------------------------------------------------------------------
 
     def splice(self, other: Wire) -> None:
         """From now on what comes here goes out there, unread; ``ended`` and ``received`` still tell."""
-        self._splice = other
+        self._splice, other._source = other, self
         for chunk in self._chunks:
             other.write(chunk)
         self._chunks.clear()
@@ -315,8 +263,9 @@ class Wire(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take bytes (asyncio)."""
         self.received += len(data)
-        if self._idle is not None:
-            self._deadline = self._loop.time() + self._idle
+        deadline = self.deadline
+        if deadline.idle is not None:  # as moved() does, without a call for every piece of data
+            deadline.at = self._loop.time() + deadline.idle
         if self._splice is not None:
             self._splice.write(data)
             if self._splice._full:  # noqa: SLF001
@@ -347,18 +296,16 @@ class Wire(asyncio.Protocol):
     def resume_writing(self) -> None:
         """Note that it does again (asyncio)."""
         self._full = False
-        if self._idle is not None:
-            self._deadline = self._loop.time() + self._idle
-        source = self.partner
-        if source is not None and source._splice is self:  # noqa: SLF001
-            source._hold(held=False)  # noqa: SLF001
+        self.deadline.moved()
+        if self._source is not None:
+            self._source._hold(held=False)  # noqa: SLF001
         if self._writing is not None and not self._writing.done():
             self._writing.set_result(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Note that it is gone (asyncio)."""
         self._lost = True
-        self._disarm()
+        self.deadline.end()
         if exc is not None and self._splice is not None:
             self._splice.abort()
         self._finish()
