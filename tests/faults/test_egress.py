@@ -119,6 +119,7 @@ async def test_rule_58_output_is_never_shown_raw_when_its_sidecar_dies(world):
 async def test_rule_58_a_killed_dialer_comes_back_and_sidecars_go_on_with_the_new_one(world):
     async with world.supervisor.sandbox(world.grant()) as door:
         sidecars = processes("clawbox-egress")
+        await world.until(lambda: world.supervisor.status().dialer)
         (killed,) = kill("clawbox-dialer")
         await world.until(lambda: processes("clawbox-dialer") not in ([], [killed]))
         async with asyncio.timeout(20):
