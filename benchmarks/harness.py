@@ -119,11 +119,24 @@ def server(folder: Path, settings: str = "") -> Iterator[Server]:
 
 def _wait_until_serving(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
     deadline = time.monotonic() + 60
+
+    def pause() -> None:
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"the server did not come up:\n{log.read_text()}")
+        time.sleep(0.01)
+
+    # A gRPC client that is refused tries again a second later, then 1.6: no measure of when a server is up.
+    while not _listens(address):
+        pause()
     with SyncClient(address) as client:
         while not client.is_serving("clawbox.v1.Sandbox"):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"the server did not come up:\n{log.read_text()}")
-            time.sleep(0.01)
+            pause()
+
+
+def _listens(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    with socket.socket() as probe:
+        return probe.connect_ex((host, int(port))) == 0
 
 
 def family(pid: int) -> list[int]:
