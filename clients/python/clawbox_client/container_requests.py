@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, TypeAlias, TypedDict
 
+from clawbox_client.requests import refuse_unknown
 from clawbox_client.tools import network_rule
 from clawbox_client.v1 import capabilities_pb2, containers_pb2, sandbox_pb2
 
@@ -94,6 +95,7 @@ def spawn(task: str, image: str, template: str, options: SpawnOptions) -> contai
     """A container to create. Raises ValueError (two sources, a bad network rule) and TypeError."""
     if image and template:
         raise ValueError("give image or template, not both")
+    refuse_unknown(options, SpawnOptions)
     command = options.get("command", ())
     _refuse_string(command, "command")
     workspace_id, delete = options.get("workspace_id", ""), options.get("delete_workspace")
@@ -157,7 +159,8 @@ def _refuse_string(value: Iterable[object] | None, name: str) -> None:
 
 
 def container_filter(options: FilterOptions) -> containers_pb2.ContainerFilter:
-    """Which containers are meant."""
+    """Which containers are meant. Raises TypeError for an unknown option."""
+    refuse_unknown(options, FilterOptions)
     return containers_pb2.ContainerFilter(
         # The number of a state of the enum here is its number on the wire.
         states=[containers_pb2.ContainerState.ValueType(state.value) for state in options.get("states", ())],
@@ -180,7 +183,8 @@ def exec_start(
     exec_id: str,
     keep_running: bool,
 ) -> containers_pb2.ExecStart:
-    """A process to start; ``size`` is rows and columns."""
+    """A process to start; ``size`` is rows and columns. Raises TypeError for an unknown option."""
+    refuse_unknown(options, ProcessOptions)
     _refuse_string(command, "command")
     return containers_pb2.ExecStart(
         container_id=container_id,
@@ -203,7 +207,8 @@ def run_command(
     max_output_bytes: int | None,
     options: ProcessOptions,
 ) -> containers_pb2.RunCommandRequest:
-    """A process to run to its end."""
+    """A process to run to its end. Raises TypeError for an unknown option."""
+    refuse_unknown(options, ProcessOptions)
     _refuse_string(command, "command")
     return containers_pb2.RunCommandRequest(
         container_id=container_id,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from typing import TYPE_CHECKING, TypedDict
 
@@ -9,7 +10,7 @@ from clawbox_client.tools import Manifest, Upload, manifest_from_json, network_r
 from clawbox_client.v1 import capabilities_pb2, sandbox_pb2, system_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from clawbox_client.results import Json
 
@@ -48,15 +49,26 @@ class RunOptions(TypedDict, total=False):
     """Seconds that the whole call may take, waiting included; None is the client's."""
 
 
+def refuse_unknown(options: Mapping[str, object], kind: type) -> None:
+    """Raises TypeError for an option that the TypedDict ``kind`` has not: at run time nothing else looks."""
+    known = kind.__annotations__
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise TypeError(f"there is no option {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+
+
 def execute(
     tool: str, params: Json = None, params_json: str | None = None, options: RunOptions | None = None
 ) -> sandbox_pb2.ExecuteRequest:
     """A run. Parameters travel as JSON text, which keeps every digit of every number.
 
     ``params_json`` is sent as it is, for those who have JSON text already.
-    Raises ValueError (both forms given, a NaN or an infinity, a bad network rule) and TypeError (not JSON).
+    Raises ValueError (both forms given, a NaN or an infinity, a bad network rule) and TypeError (not JSON, an
+    unknown option).
     """
     given = options or RunOptions()
+    refuse_unknown(given, RunOptions)
     if params_json is None:
         params_json = json.dumps(params, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     elif params is not None:

@@ -188,6 +188,8 @@ def network_rule(rule: str | capabilities_pb2.NetworkRule) -> capabilities_pb2.N
     """
     if isinstance(rule, capabilities_pb2.NetworkRule):
         return rule
+    if "/" in rule:
+        raise ValueError(f"{rule!r} has a scheme or path; give a host, or host:port")
     host, colon, port = rule.rpartition(":")
     if not colon or host.endswith(":") or (":" in host.strip("[]") and not host.startswith("[")):
         return capabilities_pb2.NetworkRule(host=rule.strip("[]"))  # no port, or an IPv6 address

@@ -58,6 +58,16 @@ async def test_two_sources_are_refused_before_anything_is_sent(caller, server):
     assert server.seen == []
 
 
+async def test_an_option_that_there_is_not_is_refused_before_anything_is_sent(caller, server):
+    with pytest.raises(TypeError, match="there is no option 'comand'; did you mean 'command'"):
+        await caller.call("spawn", "t", image="a", comand=["ls"])
+    with pytest.raises(TypeError, match="there is no option 'working_directory'"):
+        await caller.call("run_command", FIRST, ["ls"], working_directory="/tmp")
+    with pytest.raises(TypeError, match="did you mean 'memory_mb'"):
+        await caller.call("run_python", "1", memory=64)
+    assert server.seen == []
+
+
 async def test_lists_follow_their_pages(caller, containers):
     found = await caller.collect("list_containers", include_finished=True)
 

@@ -81,6 +81,12 @@ def test_what_is_no_port(rule):
         tools.network_rule(rule)
 
 
+@pytest.mark.parametrize("rule", ["https://api.example", "https://api.example:443/v1", "api.example/v1"])
+def test_a_url_is_no_host(rule):
+    with pytest.raises(ValueError, match="has a scheme or path; give a host"):
+        tools.network_rule(rule)
+
+
 def test_a_manifest_survives_the_message():
     manifest: dict[str, cb.Json] = {
         "tool": {"name": "t", "description": "d", "version": "1.0.0"},
