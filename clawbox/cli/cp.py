@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _STDIO = "-"
 _REMOTE = re.compile(r"((?:clawbox-)?[0-9A-Fa-f-]{1,36}):(/.*)", re.DOTALL)
+_LIKE_REMOTE = re.compile(r"[^/.:][^/:]*:(.*)", re.DOTALL)
 
 
 @dataclass
@@ -73,7 +74,10 @@ def copy(
     """
     here, there = _REMOTE.fullmatch(source), _REMOTE.fullmatch(destination)
     if (here is None) == (there is None):
-        raise CliError("one of the two must be in a container, as ID:/PATH, and one here")
+        raise CliError(
+            "one of the two must be in a container, as ID:/PATH, and one here",
+            hint=_why_not_remote(source, destination),
+        )
     with server.connect() as client, _progress(quiet=_STDIO in {source, destination}) as show:
         report = _Report(show)
         if there is not None:
@@ -86,6 +90,19 @@ def copy(
         print_json({"files": report.files, "bytes": report.copied_bytes, "skipped": report.skipped})
     if report.skipped:
         raise typer.Exit(ExitCode.FAILED)
+
+
+def _why_not_remote(*arguments: str) -> str:
+    """What is missing in an argument that was meant to be in a container."""
+    for argument in arguments:
+        match = _LIKE_REMOTE.fullmatch(argument)
+        if match and not _REMOTE.fullmatch(argument):
+            if match[1].startswith("/"):
+                return (
+                    f"{argument.partition(':')[0]!r} is not the id of a container; `clawbox ps -a` shows them"
+                )
+            return f"In {argument!r} the path does not begin with /"
+    return ""
 
 
 class _Upload:

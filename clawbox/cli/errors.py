@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,6 +13,8 @@ import typer
 from clawbox.cli.output import escape
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import clawbox_client
 
 
@@ -101,7 +104,9 @@ def describe(error: Exception) -> Failure:
     if isinstance(error, errors.ClawboxError):
         return Failure(_CODES.get(error.code.name, ExitCode.FAILED), str(error), error.reason.remedy)
     if isinstance(error, OSError) and error.filename:
-        return Failure(ExitCode.USAGE, f"{error.filename}: {error.strerror or error}")
+        # Commands that take any path work with its bytes.
+        name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+        return Failure(ExitCode.USAGE, f"{name}: {error.strerror or error}")
     if isinstance(error, UnicodeError):
         return Failure(ExitCode.USAGE, "the command line, or a name in it, is not UTF-8")
     return Failure(
@@ -131,6 +136,7 @@ _CODES = {
     "ALREADY_EXISTS": ExitCode.CONFLICT,
     "FAILED_PRECONDITION": ExitCode.CONFLICT,
     "ABORTED": ExitCode.CONFLICT,
+    "UNIMPLEMENTED": ExitCode.CONFLICT,
     "UNAVAILABLE": ExitCode.UNAVAILABLE,
     "DEADLINE_EXCEEDED": ExitCode.UNAVAILABLE,
     "CANCELLED": ExitCode.UNAVAILABLE,
@@ -142,9 +148,13 @@ _HINTS = {
     "INVALID_INPUT": "`clawbox tools get TOOL` shows what it accepts",
     "INVALID_MANIFEST": "docs/tools.md has every key of a manifest",
     "INVALID_MODULE": "",
+    "POLICY_DENIED": "Ask for less, or have the operator allow it",
+    "SCOPE_MISSING": "Ask the operator for a token that has it",
+    "TEMPLATE_NOT_FOUND": "`clawbox templates` shows what there is; an image is named by --image, "
+    "and a command goes after --",
     "TOOL_NOT_FOUND": "`clawbox tools list` shows what there is",
     "TOOL_EXISTS": "Choose another with --name, or say --replace",
-    "WRONG_STATE": "",
+    "UNKNOWN_METHOD": "`clawbox status` says what this server does not serve, and why",
 }
 """What to do at a command line, where the remedy for programs speaks of messages that nobody sees here."""
 
@@ -185,9 +195,18 @@ def _call_hint(error: clawbox_client.ClawboxError) -> str:
         )
     if error.code.name == "DEADLINE_EXCEEDED":
         return "Allow more time with --deadline SECONDS"
+    if error.reason == "WRONG_STATE":
+        return _state_hint(error.metadata)
     if error.reason in _HINTS:
         return _HINTS[error.reason]
     try:
         return Reason[error.reason].remedy
     except KeyError:
         return ""
+
+
+def _state_hint(metadata: Mapping[str, str]) -> str:
+    """What to do about a container in the wrong state; empty: nothing can be done."""
+    if metadata.get("operation") == "remove it":
+        return "--force kills it first"
+    return "`clawbox resume` lets it go on" if metadata.get("state") == "PAUSED" else ""

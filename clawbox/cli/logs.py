@@ -68,10 +68,16 @@ def logs(
 
 def _when(text: str) -> datetime:
     try:
-        time = datetime.fromisoformat(text)
+        return datetime.fromisoformat(text).astimezone(UTC)
     except ValueError:
-        return datetime.now(UTC) - timedelta(milliseconds=milliseconds(text, "--since"))
-    return time.astimezone(UTC)
+        pass
+    try:
+        ago = milliseconds(text, "--since")
+    except CliError:
+        raise CliError(
+            f"--since: {text!r} is neither a time nor a duration", hint="Say 2026-01-31T12:00:00Z, or 10m"
+        ) from None
+    return datetime.now(UTC) - timedelta(milliseconds=ago)
 
 
 def stats(

@@ -141,7 +141,7 @@ async def test_delete_and_reload(cli, server):
         (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN", 5),
         (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE", 5),
         (grpc.StatusCode.INTERNAL, "INTERNAL", 70),
-        (grpc.StatusCode.UNIMPLEMENTED, "UNKNOWN_METHOD", 70),
+        (grpc.StatusCode.UNIMPLEMENTED, "UNKNOWN_METHOD", 7),
     ],
 )
 async def test_each_kind_of_refusal_has_its_exit_code(cli, server, status, reason, code):

@@ -10,10 +10,12 @@ import signal
 import sys
 import termios
 
+import grpc
 import pytest
 from clawbox_client.v1 import containers_pb2 as pb
 
 from tests.integration.client.container_fakes import FIRST, SECOND, THIRD, Relay
+from tests.integration.client.fakes import Refusal
 from tests.unit.cli.conftest import Ended
 
 
@@ -147,9 +149,12 @@ async def test_ctrl_c_stops_what_is_followed(server):
         (["exec", FIRST, "-i", "--", "sh"], "Options come before the id"),
         (["exec", "-t", "--json", FIRST, "sh"], "exclude each other"),
         (["logs", FIRST, "--tail", "1", "--since", "1m"], "exclude each other"),
-        (["logs", FIRST, "--since", "monday"], "no duration"),
+        (["logs", FIRST, "--since", "monday"], "neither a time nor a duration"),
         (["rm", FIRST, "--workspace", "burn"], "neither keep nor delete"),
+        (["spawn", "t", "--allow", "https://h"], "has a scheme or path"),
         (["cp", "a", "b"], "one of the two"),
+        (["cp", "a", f"{FIRST}:b"], f"In '{FIRST}:b' the path does not begin with /"),
+        (["cp", "box:/a", "b"], "'box' is not the id of a container"),
         (["cp", f"{FIRST}:/a", f"{FIRST}:/b"], "one of the two"),
     ],
 )
@@ -160,6 +165,38 @@ async def test_wrong_command_lines_exit_with_2_and_send_nothing(cli, server, arg
     assert said in ended.err
     assert ended.err.count("\n") == 1
     assert server.seen == []
+
+
+@pytest.mark.parametrize(
+    ("metadata", "hint"),
+    [
+        ({"state": "RUNNING", "operation": "remove it"}, " --force kills it first."),
+        ({"state": "PAUSED", "operation": "run a process in it"}, " `clawbox resume` lets it go on."),
+        ({"state": "STOPPED", "operation": "run a process in it"}, ""),
+    ],
+)
+async def test_a_wrong_state_comes_with_what_would_change_it(cli, containers, server, metadata, hint):
+    refusal = Refusal(grpc.StatusCode.FAILED_PRECONDITION, "it cannot be", "WRONG_STATE", **metadata)
+    server.refuse["Remove"] = [refusal]
+
+    assert (await cli("rm", FIRST)).err == f"clawbox: it cannot be [WRONG_STATE].{hint}\n"
+
+
+@pytest.mark.parametrize(
+    ("refusal", "code", "hint"),
+    [
+        (Refusal(grpc.StatusCode.NOT_FOUND, "no", "TEMPLATE_NOT_FOUND"), 4, "an image is named by --image"),
+        (Refusal(grpc.StatusCode.PERMISSION_DENIED, "no", "POLICY_DENIED"), 6, "have the operator allow it"),
+        (Refusal(grpc.StatusCode.UNIMPLEMENTED, "no", "UNKNOWN_METHOD"), 7, "`clawbox status` says what"),
+    ],
+)
+async def test_a_refused_spawn_says_what_to_do_here(cli, server, refusal, code, hint):
+    server.refuse["Spawn"] = [refusal]
+
+    ended = await cli("spawn", "code-runner")
+
+    assert (ended.code, ended.out) == (code, "")
+    assert hint in ended.err
 
 
 # What is there

@@ -92,6 +92,7 @@ async def test_what_is_not_there(cli, files, home):
         ended = await cli("cp", *args)
         assert ended.code in {2, 4}
         assert ended.err.count("\n") == 1
+        assert "b'" not in ended.err
     assert list(home.iterdir()) == []
 
 
