@@ -38,6 +38,8 @@ class Server:
     @contextmanager
     def connect(self) -> "Iterator[SyncClient]":
         """A client. Raises CliError for options that cannot be used."""
+        # What goes wrong is one line on stderr, and ours; gRPC reads this when it is loaded.
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         from clawbox_client import SyncClient, Tls  # noqa: PLC0415 - gRPC is most of the start-up time
         from clawbox_client.connection import DEFAULT_DEADLINE  # noqa: PLC0415
 
@@ -63,7 +65,7 @@ class Server:
             )
         except ValueError as error:
             raise CliError(
-                str(error), hint="See --tls, --tls-ca, --insecure and --address in --help"
+                str(error), hint="See --token-file, --tls, --tls-ca, --insecure and --address in --help"
             ) from None
         with client:
             yield client

@@ -68,6 +68,10 @@ async def test_a_certificate_that_is_none(spawn, server, home):
     assert_one_line(await spawn("status", "--tls-ca", "ca.pem"), 2)
 
 
+async def test_tls_to_a_server_without_it(spawn, server):
+    assert_one_line(await spawn("health", "--tls", "--deadline", "30"), 5)
+
+
 async def test_serve_with_settings_that_are_wrong(spawn, home):
     (home / "c.toml").write_text("[server]\nport = 99999\nprot = 1\n")
     ended = await spawn("serve", "--config", "c.toml")
