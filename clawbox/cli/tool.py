@@ -27,7 +27,11 @@ def new(
     as_json: JsonOption = False,
 ) -> None:
     """Write the project of a new tool into DIR/NAME."""
-    with _explained():
+    if (folder / name).exists():
+        raise CliError(
+            f"{folder / name} exists", hint="Choose another name, or another --dir", code=ExitCode.CONFLICT
+        )
+    with _explained(ExitCode.USAGE):
         project = new_project(name, lang, folder)
 
     def people() -> None:
@@ -83,13 +87,13 @@ def build_tool(
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def _explained(code: ExitCode = ExitCode.FAILED) -> Iterator[None]:
     try:
         yield
     except BuildError as error:
         if error.output:
             print_error(escape(error.output))
-        raise CliError(error.message, hint=error.hint, code=ExitCode.FAILED) from None
+        raise CliError(error.message, hint=error.hint, code=code) from None
 
 
 @contextmanager

@@ -49,5 +49,9 @@ def test_wrong_use_is_explained(tmp_path: Path) -> None:
     assert missing.returncode == 2
     assert "there is no folder nowhere" in missing.stderr
     unknown = clawbox("tool", "new", "x", "--lang", "cobol", folder=tmp_path)
-    assert unknown.returncode == 1
+    assert unknown.returncode == 2
     assert "python, javascript, go, rust, c" in unknown.stderr
+    (tmp_path / "there").mkdir()
+    taken = clawbox("tool", "new", "there", folder=tmp_path)
+    assert taken.returncode == 7
+    assert "Choose another name" in taken.stderr
