@@ -21,16 +21,19 @@ app = typer.Typer(no_args_is_help=True, help="The server's settings.")
 def check(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Say everything that is wrong with the settings and the token file; exit code 1 if anything is."""
     from clawbox.auth import principals_of  # noqa: PLC0415 - not for --help
-    from clawbox.config import Config, ConfigError  # noqa: PLC0415
+    from clawbox.cli.container_settings import container_problems  # noqa: PLC0415
+    from clawbox.config import ConfigError  # noqa: PLC0415
+    from clawbox.config.load import load  # noqa: PLC0415
 
     file: Path | None = None
     problems: tuple[Problem, ...] = ()
     try:
-        loaded = Config.load(config)
-        file = loaded.file
-        principals_of(loaded)
+        loaded = load(config)
+        file = loaded.config.file
+        problems = container_problems(loaded)
+        principals_of(loaded.config)
     except ConfigError as error:
-        problems = error.problems
+        problems = (*problems, *error.problems)
 
     def people() -> None:
         if problems:

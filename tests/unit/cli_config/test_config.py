@@ -41,6 +41,74 @@ def test_check_looks_at_the_token_file_too(clawbox: Clawbox, home: Path) -> None
     assert "chmod 600" in ran.out
 
 
+def test_check_looks_at_engine_and_images_as_the_server_will(clawbox: Clawbox, home: Path) -> None:
+    clawbox("init")
+    file = home / ".clawbox" / "config.toml"
+    file.write_text("""
+[containers]
+docker_url = "/var/run/docker.sock"
+[images]
+allowed = ["alpine", "debian:12", "ghcr.io/me/"]
+default = "Alpine"
+[images.templates.web]
+image = "foo bar"
+""")
+    ran = clawbox("config", "check")
+    assert ran.code == 1
+    assert [line.removeprefix(f"{file}: ").partition(": ")[0] for line in ran.out.splitlines()] == [
+        "containers.docker_url",
+        "images.allowed[1]",
+        "images.default",
+        "images.templates.web.image",
+    ]
+    assert ran.out.splitlines()[1].endswith(
+        "found a fault: 'debian:12' names a tag or digest; a repository is allowed with all of them; "
+        "accepted: a repository such as alpine, or a prefix that ends with /"
+    )
+
+    file.write_text(f"{file.read_text()}\n[images.templates.web.resources]\nmemory_mb = 'x'")
+    assert "images.templates.web.resources.memory_mb" in clawbox("config", "check").out
+
+
+def test_check_names_what_a_template_has_beyond_what_any_container_may(clawbox: Clawbox, home: Path) -> None:
+    clawbox("init")
+    file = home / ".clawbox" / "config.toml"
+    template = """
+[containers]
+enabled = {enabled}
+[container_policy]
+network_allowlist = ["api.example.com"]
+allowed_credentials = ["one"]
+[images.templates.web]
+image = "alpine"
+network_allowlist = ["*.example.com", "pypi.org"]
+credentials = ["one", "two"]
+[images.templates.web.resources]
+memory_mb = 5000
+pids = 1024
+"""
+    file.write_text(template.format(enabled="true"))
+    ran = clawbox("config", "check")
+    assert ran.code == 1
+    assert ran.out.splitlines() == [
+        (
+            f'{file}: images.templates.web.network_allowlist[1]: found "pypi.org"; '
+            "accepted: what container_policy.network_allowlist covers"
+        ),
+        (
+            f'{file}: images.templates.web.credentials[1]: found "two"; '
+            "accepted: one of container_policy.allowed_credentials"
+        ),
+        (
+            f"{file}: images.templates.web.resources.memory_mb: found 5000; "
+            "accepted: at most containers.max_memory_mb, which is 4096"
+        ),
+    ]
+
+    file.write_text(template.format(enabled="false"))
+    assert clawbox("config", "check").code == 0
+
+
 def test_check_of_a_file_that_is_not_there(clawbox: Clawbox) -> None:
     ran = clawbox("config", "check", "--config", "/nowhere/c.toml")
     assert ran.code == 1
