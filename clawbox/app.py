@@ -28,7 +28,8 @@ from clawbox.children import linux
 from clawbox.children.uids import server_uids
 from clawbox.containers.availability import why_not
 from clawbox.containers.states import State
-from clawbox.egress.keeper.bootstrap import identity_folder, open_keys
+from clawbox.containers.uninterrupted import meanwhile
+from clawbox.egress.keeper.bootstrap import IDENTITY_FILE, identity_folder, open_keys
 from clawbox.egress.setup import egress_setup, listening_at, sandbox_limits
 from clawbox.egress.supervisor import EgressSupervisor
 from clawbox.egress.vault import VaultError
@@ -96,8 +97,9 @@ async def build_server(config: Config) -> AsyncIterator[RunningServer]:
     async with contextlib.AsyncExitStack() as stack:
         uids = stack.enter_context(server_uids(config.children.uid_first, config.children.uid_count))
         container_uids = uids.upper_half() if uids is not None and not why_not(config) else None
+        new = not (identity_folder(config) / IDENTITY_FILE).exists()
         # Half a second of computing, while the server mostly waits for its children to start.
-        loading = asyncio.ensure_future(asyncio.to_thread(_load_containers, container_uids is not None))
+        loading = asyncio.ensure_future(asyncio.to_thread(_load_containers, container_uids is not None, new))
         stack.callback(loading.cancel)
         audit = await stack.enter_async_context(
             AuditLog(
@@ -153,6 +155,9 @@ async def build_server(config: Config) -> AsyncIterator[RunningServer]:
         metrics.watch_pool(pool.stats)
         metrics.watch_tools(catalog.runnable)
         egress = await stack.enter_async_context(_egress(config, audit, metrics, uids))
+        if new and container_uids is not None and egress.supervisor is not None:
+            # Containers ask the keeper who this installation is, and it takes half a second to start.
+            await stack.enter_async_context(meanwhile(egress.supervisor.installation()))
         doors = None
         if egress.supervisor is not None:
             limits = sandbox_limits(config.egress, config.proxy)
@@ -253,11 +258,13 @@ async def _egress(
         yield Egress(supervisor)
 
 
-def _load_containers(wanted: bool) -> None:  # noqa: FBT001
-    """Import what serves containers; nothing where there will be none."""
+def _load_containers(wanted: bool, new: bool) -> None:  # noqa: FBT001
+    """Import what serves containers; nothing where there will be none. ``new``: its tables are to be made."""
     if wanted:
         importlib.import_module("clawbox.containers.service")
         importlib.import_module("clawbox.rpc.containers")
+        if new:
+            importlib.import_module("alembic.command")
 
 
 @dataclass(frozen=True, slots=True)
