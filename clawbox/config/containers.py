@@ -141,7 +141,7 @@ class ImageTemplate(Settings):
     network_allowlist: tuple[Rule, ...] = ()
     """Where its containers may connect, within ``container_policy``."""
     credentials: tuple[str, ...] = ()
-    """Names of credentials its containers get, within ``container_policy``."""
+    """Names of credentials that a request may ask for, within ``container_policy``; unasked it gets none."""
     resources: TemplateResources = TemplateResources()
     """Limits."""
     command: tuple[str, ...] = ()
