@@ -102,7 +102,8 @@ def describe(error: Exception) -> Failure:
         more = "".join(f"; {other}" for other in others)
         return Failure(ExitCode.USAGE, f"{first}{more}", "`clawbox config check` tries again")
     if isinstance(error, errors.ClawboxError):
-        return Failure(_CODES.get(error.code.name, ExitCode.FAILED), str(error), error.reason.remedy)
+        hint = _HINTS.get(error.reason.name, error.reason.remedy)
+        return Failure(_CODES.get(error.code.name, ExitCode.FAILED), str(error), hint)
     if isinstance(error, OSError) and error.filename:
         # Commands that take any path work with its bytes.
         name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
@@ -144,6 +145,7 @@ _CODES = {
 
 _HINTS = {
     "CONTAINER_NOT_FOUND": "`clawbox ps -a` shows what there is",
+    "CREDENTIALS_UNREADABLE": "",
     "INVALID_FIELD": "",
     "INVALID_INPUT": "`clawbox tools get TOOL` shows what it accepts",
     "INVALID_MANIFEST": "docs/tools.md has every key of a manifest",

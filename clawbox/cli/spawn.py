@@ -120,7 +120,10 @@ def spawn(
     if allow and no_network:
         raise CliError("--allow and --no-network exclude each other")
     if image and template:
-        raise CliError("give a template or --image, not both")
+        raise CliError(
+            f"give a template or --image, not both: {template!r} is taken for a template",
+            hint="A command goes after `--`",
+        )
     if hold and words:
         raise CliError("--hold takes no command")
     options: SpawnOptions = {

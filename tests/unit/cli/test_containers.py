@@ -136,7 +136,10 @@ async def test_ctrl_c_stops_what_is_followed(server):
     ("args", "said"),
     [
         (["spawn", "a", "b"], "goes after `--`"),
-        (["spawn", "t", "--image", "i"], "not both"),
+        (
+            ["spawn", "ls", "--image", "i"],
+            "not both: 'ls' is taken for a template. A command goes after `--`.",
+        ),
         (["spawn", "--hold", "--", "x"], "--hold takes no command"),
         (["spawn", "--rm"], "--rm"),
         (["spawn", "t", "--env", "NOTSET"], "NOTSET is not set here"),

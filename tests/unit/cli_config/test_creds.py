@@ -133,7 +133,7 @@ def test_rule_42_a_file_that_cannot_be_read_is_said_to_be_so(creds, home, monkey
     monkeypatch.setenv("CLAWBOX_MASTER_KEY", "cd" * 32)
     assert "another key" in creds("list", code=7).err
     monkeypatch.delenv("CLAWBOX_MASTER_KEY")
-    assert "master key" in creds("list", code=7).err
+    assert creds("list", code=7).err.endswith("set CLAWBOX_MASTER_KEY or credentials.master_key_file.\n")
     (home / "key").write_text(HEX_KEY)
     (home / "key").chmod(0o600)
     monkeypatch.setenv("CLAWBOX_CREDENTIALS__MASTER_KEY_FILE", str(home / "key"))
