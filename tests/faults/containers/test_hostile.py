@@ -138,7 +138,7 @@ def sockets(pid: int) -> int:
         return 0
 
 
-async def test_a_workspace_that_is_too_full_ends_its_container(
+async def test_rule_99_a_workspace_that_is_too_full_ends_its_container(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, engine_api: EngineApi, busybox_image: str
 ) -> None:
     monkeypatch.setattr(monitor, "HEALTH_SECONDS", 0.2)

@@ -59,6 +59,10 @@ class Box:
         assert done.exit_code == 0, (done.exit_code, done.stdout, done.stderr)
         return done.stdout
 
+    def read(self, path: str) -> bytes:
+        """A file of its."""
+        return self.client.read_file(self.container_id, path)
+
 
 @pytest.fixture(scope="package")
 def server(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import platform
+import tarfile
 
 import pytest
+from cryptography.hazmat.primitives.serialization.pkcs12 import load_pkcs12
 
 from tests.security.containers.conftest import PIDS, told_by
 
@@ -127,6 +130,26 @@ def test_nothing_of_the_servers_environment_is_in_its_own(inside, server):
     assert not {name for name in told if name.startswith("CLAWBOX_")} - {
         *("CLAWBOX_CONTAINER_ID", "CLAWBOX_PROXY_SOCKET", "CLAWBOX_PROXY_TOKEN"),
     }
+
+
+# Some authorities of the system's have serial numbers that are none.
+@pytest.mark.filterwarnings("ignore:Parsed a serial number")
+def test_rule_36_of_its_authority_it_has_the_certificate_and_no_key(box):
+    """In any of its files, and in what its programs are told."""
+    box.run("sh", "-c", "tar -c -f /workspace/run.tar -C /run/clawbox --exclude=proxy.sock --exclude=go .")
+    with tarfile.open(fileobj=io.BytesIO(box.read("/workspace/run.tar"))) as archive:
+        opened = {entry.name: archive.extractfile(entry) for entry in archive}
+        files = {name: file.read() for name, file in opened.items() if file is not None}
+    certificates = [name for name, data in files.items() if b"BEGIN CERTIFICATE" in data]
+    assert certificates
+    told = box.run("sh", "-c", "tr '\\0' '\\n' < /proc/1/environ; env").encode()
+    assert not [name for name, data in {**files, "environ": told}.items() if b"PRIVATE KEY" in data]
+    stores = [data for name, data in files.items() if name.endswith(".p12")]
+    assert stores
+    for store in stores:
+        held = load_pkcs12(store, None)
+        assert held.key is None
+        assert held.additional_certs
 
 
 def test_root_by_template_has_no_right_either(spawn, server):
