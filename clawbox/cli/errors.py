@@ -146,6 +146,7 @@ _CODES = {
 _HINTS = {
     "CONTAINER_NOT_FOUND": "`clawbox ps -a` shows what there is",
     "CREDENTIALS_UNREADABLE": "",
+    "EXEC_NOT_FOUND": "What is executed ends when the server does, or when nobody is connected for 30 s",
     "INVALID_FIELD": "",
     "INVALID_INPUT": "`clawbox tools get TOOL` shows what it accepts",
     "INVALID_MANIFEST": "docs/tools.md has every key of a manifest",

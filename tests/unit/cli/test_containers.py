@@ -358,6 +358,15 @@ async def test_exec_goes_on_after_the_connection_broke(containers, server, monke
     assert containers.attached == 1
 
 
+async def test_an_exec_that_was_lost_says_how_that_comes_about(cli, containers, server):
+    server.refuse["Exec"] = [Refusal(grpc.StatusCode.NOT_FOUND, "there is no exec x", "EXEC_NOT_FOUND")]
+
+    ended = await cli("exec", FIRST, "true")
+
+    assert (ended.code, ended.out) == (4, "")
+    assert "What is executed ends when the server does" in ended.err
+
+
 class Terminal:
     """A pseudo-terminal with a command on it."""
 
