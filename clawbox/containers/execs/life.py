@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from clawbox.containers.execs.output import ProcessOutput
 
 _log = logging.getLogger(__name__)
+NOTICE_SECONDS: Final = 0.005
+"""How long the engine is given to notice the end of a process. What that started may hold its output open."""
 _SIGKILL_CODE: Final = 128 + 9
 
 
@@ -66,6 +68,9 @@ class Life:
         try:
             lost = await self._until_gone(reading)
             duration = time.monotonic() - self.inside.started
+            if not reading.done() and not lost:
+                # The engine ends the output when it has noticed the end: asked before, it does not know yet.
+                await asyncio.wait({reading}, timeout=NOTICE_SECONDS)
             code = await self.inside.exit_code() if self.inside.gone.done() and not lost else None
             self.output.process_ended()
             await reading
