@@ -165,10 +165,13 @@ class Monitor:
 
     async def _compare(self) -> None:
         """Adopt, finish and remove what is not as the registry has it."""
+        # Those that are adopted now are looked at as they begin.
+        held = list(self._lifecycle.entries)
         await self._adoption.settle()
-        for container in self._around.registry:
-            if container.status.state in {State.RUNNING, State.PAUSED}:
-                self._lifecycle.look(container.container_id)
+        for container_id in held:
+            container = self._around.registry.get(container_id)
+            if container is not None and container.status.state in {State.RUNNING, State.PAUSED}:
+                self._lifecycle.look(container_id)
 
     async def _check(self) -> None:
         """End containers that are not as they must be (docs/security.md, 64 and 99)."""
