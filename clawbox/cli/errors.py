@@ -187,7 +187,10 @@ def _call_hint(error: clawbox_client.ClawboxError) -> str:
     from clawbox.errors import Reason  # noqa: PLC0415 - see describe
 
     if error.code.name == "UNAUTHENTICATED":
-        return "Give a token with --token-file FILE or in CLAWBOX_TOKEN; `clawbox init` makes one"
+        return (
+            "Give one that `clawbox init` or `clawbox token add` made for this server, "
+            "with --token-file FILE or in CLAWBOX_TOKEN"
+        )
     if error.retry_after:
         return f"Try again in {error.retry_after:g} s"
     if error.code.name == "INTERNAL" and error.request_id:
