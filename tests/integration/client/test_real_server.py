@@ -139,7 +139,7 @@ def test_the_first_screen_of_the_project_shows_what_happens(machine, tmp_path):
     (tmp_path / "clawbox").chmod(0o755)
     examples = re.findall(r"```console\n(.*?)```", page, re.DOTALL)
     [block] = [one for one in examples if "import statistics" in one]
-    shown = re.findall(r"^\$ \.venv/bin/(.*)\n((?:[^$].*\n)*)", block, re.MULTILINE)
+    shown = re.findall(r"^\$ (clawbox .*)\n((?:[^$].*\n)*)", block, re.MULTILINE)
     assert len(shown) == 4
     for command, output in shown:
         ran = subprocess.run(
