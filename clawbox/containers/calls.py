@@ -23,6 +23,11 @@ class WorkspaceCall:
     read_only: bool = False
     delete_on_removal: bool | None = None
 
+    @property
+    def stays(self) -> bool:
+        """Whether it is to be there after its container; unless somebody said, one with a name is."""
+        return bool(self.workspace_id) if self.delete_on_removal is None else not self.delete_on_removal
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpawnCall:

@@ -97,10 +97,12 @@ class Making:
             self._call.command, hold=self._call.hold, template=self._wanted.template_command, image=facts
         )
         user = self._wanted.user or self._own_user()
-        kept = bool(asked.workspace_id)
-        goes = not kept if asked.delete_on_removal is None else asked.delete_on_removal
         workspace = await around.workspaces.acquire(
-            container.owner, asked.workspace_id, container_id=entry.container_id, user=user, kept=not goes
+            container.owner,
+            asked.workspace_id,
+            container_id=entry.container_id,
+            user=user,
+            kept=asked.stays,
         )
         entry.workspace = workspace
         entry.lasting.add("its workspace", lambda: around.workspaces.release(workspace))
@@ -110,8 +112,8 @@ class Making:
             uid=user.uid,
             gid=user.gid,
             workspace_id=workspace.workspace_id,
-            workspace_kept=kept,
-            workspace_goes=goes,
+            workspace_kept=bool(asked.workspace_id),
+            workspace_goes=not asked.stays,
             token_sha256=digest(self._token),
             stop_signal=stop_signal(facts),
         )

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from clawbox.audit import Audit
     from clawbox.auth import Principal
     from clawbox.config.containers import ImageTemplate
-    from clawbox.containers.calls import ContainerFilter, SpawnCall, WatchEvent, WorkspaceCall
+    from clawbox.containers.calls import ContainerFilter, SpawnCall, WatchEvent
     from clawbox.containers.entry import Entry
     from clawbox.containers.pulling import PullPolicy
     from clawbox.containers.quarters import Quarters
@@ -196,7 +196,7 @@ class ContainerManager:
         use), ENGINE_REFUSED, DOCKER_UNAVAILABLE, SANDBOX_UNAVAILABLE, STATE_UNAVAILABLE, SHUTTING_DOWN.
         """
         wanted = check(call, principal, self._offer)
-        if _keeps(call.workspace):
+        if call.workspace.stays:
             await self._around.workspaces.require_room(principal.name, call.workspace.workspace_id)
         if not self._open:
             raise ClawboxError(Reason.SHUTTING_DOWN, "the server is stopping")
@@ -331,11 +331,6 @@ class ContainerManager:
 
 def _may_see(container: Container, principal: Principal) -> bool:
     return principal.is_admin or container.owner == principal.name
-
-
-def _keeps(asked: WorkspaceCall) -> bool:
-    """Whether the workspace is to be there after its container."""
-    return bool(asked.workspace_id) if asked.delete_on_removal is None else not asked.delete_on_removal
 
 
 def _age(container: Container) -> tuple[int, str]:
