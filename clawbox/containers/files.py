@@ -124,9 +124,8 @@ class ContainerFiles:
         else:
             root = await self._open_tmp(container, found)
         try:
-            yield Opened(
-                Folder(self._forker, Place(root, found.user.uid, found.user.gid), self._limits), path
-            )
+            place = Place(root, found.user.uid, found.user.gid)
+            yield Opened(Folder(self._forker, place, self._limits, shown=path.whole), path)
         finally:
             os.close(root)
 

@@ -44,7 +44,7 @@ class Monitor:
         self._lifecycle = lifecycle
         self._adoption = Adoption(around, lifecycle, audit)
         self._engine: EngineFacts | None = None
-        self._problem = "it was not asked yet"
+        self._problem = "the container engine was not asked yet"
         self._default_runtime = ""
         self._looked = asyncio.Event()
         self._told: Callable[[bool], None] = lambda _: None
@@ -78,7 +78,7 @@ class Monitor:
         """The error for what cannot be done because the engine is away, or was."""
         return ClawboxError(
             Reason.DOCKER_UNAVAILABLE,
-            "the Docker engine does not answer: {why}",
+            "containers cannot be served now: {why}",
             retry_after=RETRY_SECONDS,
             why=self._problem or "the container is being taken over",
         )

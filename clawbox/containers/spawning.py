@@ -126,7 +126,7 @@ class Spawning:
         if most is not None and own >= most:
             raise ClawboxError(
                 Reason.CONTAINER_LIMIT,
-                "{principal} has {active} sandboxes, runs and containers together; its token allows no more",
+                "{principal} has as many runs and containers together as its token allows: {active}",
                 retry_after=LIMIT_RETRY_SECONDS,
                 active=own,
                 principal=principal.name,

@@ -43,7 +43,7 @@ from clawbox.errors import ClawboxError, Reason, invalid_field
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from clawbox.children.child import Child
     from clawbox.children.files.messages import Incoming, Request
@@ -104,11 +104,22 @@ class Folder:
     is cancelled is undone: a file is as it was before, and nothing else is left of it.
     """
 
-    def __init__(self, forker: Forker, place: Place, limits: FileLimits) -> None:
-        """``place.root`` is the caller's to close, after the last operation."""
+    def __init__(
+        self,
+        forker: Forker,
+        place: Place,
+        limits: FileLimits,
+        *,
+        shown: Callable[[bytes], bytes] = lambda path: path,
+    ) -> None:
+        """``place.root`` is the caller's to close, after the last operation.
+
+        ``shown`` is how errors name one of its paths to whoever asked.
+        """
         self._forker = forker
         self._place = place
         self._limits = limits
+        self._shown = shown
 
     async def stat(self, path: bytes) -> FileInfo:
         """What a path names; a symbolic link itself."""
@@ -192,7 +203,7 @@ class Folder:
         if mode is not None:
             _check_mode(mode)
         if size is not None and size > self._limits.file_bytes:
-            raise problem_error(path, Failed(Problem.TOO_LARGE))
+            raise problem_error(self._shown(path), Failed(Problem.TOO_LARGE))
         draft = b".clawbox-" + secrets.token_hex(16).encode()
         request = Write(path, mode, size, make_parents, how, draft, self._limits.file_bytes)
         async with self._asking(path, request) as asking:
@@ -216,7 +227,7 @@ class Folder:
         limit = asyncio.timeout(self._limits.seconds)
         try:
             async with limit, self._child() as (reader, writer):
-                asking = _Asking(path, reader, writer)
+                asking = _Asking(self._shown(path), reader, writer)
                 await asking.send(request)
                 yield asking
         except TimeoutError:
