@@ -3,8 +3,8 @@
 BusyBox's wget and ``nc -N`` say that they send no more, and wait for the answer. A stream that is not
 encrypted ends alike in both cases: a Unix socket whose other end is closed says so when it is asked, but TCP
 tells only whoever sends. So the client is sent a 100 Continue, which HTTP/1.1 has it skip (RFC 9110 15.2) and
-to which a closed socket answers with a reset. Within an answer nothing else may be sent: who ends its half
-there has left, and so has who ends TLS, as no client does that waits.
+to which a closed socket answers with a reset. Within an answer nothing else may be sent, nor to HTTP/1.0:
+who ends its half there has left, and so has who ends TLS, as no client does that waits.
 """
 
 from __future__ import annotations
@@ -44,13 +44,14 @@ class Departure:
 
     def _ended(self) -> None:
         wire, sink = self._wire, self._sink
-        asked = self._stream.complete or wire.buffered
-        if wire.encrypted or wire.hung_up or not asked or (sink.begun and wire.resets):
+        waits = self._stream.arrived or wire.buffered
+        told = not wire.resets or (sink.knows_interim and not sink.begun)
+        if wire.encrypted or wire.hung_up or not (waits and told):
             self._gone()
             return
         wire.on_end = self._ended
         if self._looking is None:
-            if wire.resets and sink.knows_interim:
+            if wire.resets:
                 wire.write(CONTINUE)
             self._look_after(_FIRST_LOOK_SECONDS)
 

@@ -90,6 +90,11 @@ class RequestStream:
         return self._reader.framing
 
     @property
+    def arrived(self) -> bool:
+        """Whether all of the last request has come, read or not."""
+        return self.complete or any(isinstance(event, End) for event in self._events)
+
+    @property
     def in_head(self) -> bool:
         """Whether a head has begun and is not all there."""
         return self._reader.in_head
@@ -143,7 +148,7 @@ class RequestStream:
 
     def whole(self) -> bytes:
         """The body, if all of it has come; it is still to be read."""
-        if not any(isinstance(event, End) for event in self._events):
+        if not self.arrived:
             return b""
         return b"".join([event for event in self._events if isinstance(event, bytes)])
 

@@ -91,7 +91,6 @@ def end_half(wires: Wires) -> None:
     ("begin", "told"),
     [
         (over_tcp, [100]),
-        (over_tcp_with_http_1_0, []),
         (over_a_unix_socket, []),
         (with_a_body, [100]),
     ],
@@ -114,7 +113,9 @@ async def test_who_ends_its_half_gets_its_answer(
         assert (rows["/late"].decision, rows["/late"].reason) == ("allowed", "")
 
 
-@pytest.mark.parametrize("begin", [over_tcp, over_a_unix_socket, with_a_body, inside_a_tunnel])
+@pytest.mark.parametrize(
+    "begin", [over_tcp, over_tcp_with_http_1_0, over_a_unix_socket, with_a_body, inside_a_tunnel]
+)
 async def test_who_leaves_before_the_answer_ends_the_request(tmp_path, begin):
     async with late(tmp_path) as (box, answer):
         wires = await begin(box)
@@ -122,6 +123,21 @@ async def test_who_leaves_before_the_answer_ends_the_request(tmp_path, begin):
         before = len(box.rows.rows)
         wires.close()
         assert (await box.rows.written(before + 1)).reason == "client_gone"
+
+
+async def test_who_ends_its_half_behind_a_body_at_once_gets_its_answer(tmp_path):
+    """While the upstream is dialed: the body has come by then, and nobody has read it."""
+    async with late(tmp_path) as (box, answer):
+        box.names.gate = asyncio.Event()
+        answer.due.set()
+        wires = await with_a_body(box)
+        await box.names.asked()
+        end_half(wires)
+        assert (await read_head(wires)).status == 100
+        box.names.gate.set()
+        reply = await read_reply(wires)
+        assert (reply.status, reply.body) == (200, b"late")
+        wires.close()
 
 
 async def test_who_ends_its_half_and_then_leaves_a_unix_socket_is_noticed(tmp_path):
