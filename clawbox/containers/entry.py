@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from clawbox.containers.host.workspaces import Workspace
     from clawbox.containers.quarters import Quarters
+    from clawbox.errors import ClawboxError
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -68,6 +69,8 @@ class Entry:
     """Ends it at its time limit, or forgets it after its retention."""
     delete_workspace: bool | None = None
     """What a Remove that is under way says of its workspace, whoever forgets it in the end."""
+    unsettled: ClawboxError | None = None
+    """Why that could not be done, once it is forgotten."""
     ending: asyncio.Task[None] | None = None
     looking: asyncio.Task[None] | None = None
     look_again: bool = False

@@ -284,7 +284,8 @@ class Lifecycle:
         """Nothing of a finished container is kept any more; once begun that is done, cancelled or not.
 
         ``delete_workspace`` holds also when somebody else is just forgetting it. Raises STATE_UNAVAILABLE,
-        WORKSPACE_LIMIT and SANDBOX_UNAVAILABLE (its workspace cannot be kept), and then it is still there.
+        WORKSPACE_LIMIT and SANDBOX_UNAVAILABLE (its workspace cannot be kept), and then it is still there,
+        unless somebody else was just forgetting it.
         """
         if delete_workspace is not None:
             entry.delete_workspace = delete_workspace
@@ -292,6 +293,8 @@ class Lifecycle:
             async with entry.lock:
                 # Of what is in no row any more the next start alone would find the rest.
                 await uninterrupted(self._forget(entry))
+            if delete_workspace is False and entry.unsettled is not None:
+                raise entry.unsettled
         finally:
             if delete_workspace is not None:
                 entry.delete_workspace = None
@@ -317,20 +320,24 @@ class Lifecycle:
                 await companion.forgotten(entry.container_id)
             except Exception:  # noqa: BLE001 - the others are told all the same
                 _log.exception("container %s is forgotten, and not all of it", entry.container_id)
-        await self._settle_workspace(container.identity, delete=entry.delete_workspace)
+        await self._settle_workspace(entry, container.identity)
 
-    async def _settle_workspace(self, identity: Identity, *, delete: bool | None) -> None:
+    async def _settle_workspace(self, entry: Entry, identity: Identity) -> None:
         """Delete a workspace that goes with its container, or keep one that is to stay."""
         workspaces, workspace_id = self._around.workspaces, identity.workspace_id
-        if not workspace_id:
-            return
+        delete = entry.delete_workspace
         try:
-            if identity.workspace_goes if delete is None else delete:
-                await workspaces.delete(identity.owner, workspace_id)
+            if not workspace_id:
+                pass
+            elif identity.workspace_goes if delete is None else delete:
+                # One that runs since before this server has it, though it is not adopted yet.
+                if not any(one.active for one in self._around.registry.having(identity.owner, workspace_id)):
+                    await workspaces.delete(identity.owner, workspace_id)
             elif delete is False:
                 await workspaces.keep(identity.owner, workspace_id)
         except ClawboxError as error:
-            # Another container has it by now, and then it is that one's to settle.
+            # Another container has it by now, and then it is that one's to settle; or it cannot be kept.
+            entry.unsettled = error if delete is False else None
             _log.info("the workspace of container %s stays: %s", identity.container_id, error)
         except OSError:
             _log.exception("the workspace of container %s is left", identity.container_id)

@@ -70,6 +70,14 @@ class Registry:
         found = [one for one in self._containers.values() if not one.active and one.owner == owner]
         return sorted(found, key=lambda one: one.finished_ms or one.identity.created_ms)
 
+    def having(self, owner: str, workspace_id: str) -> list[Container]:
+        """The containers of an owner that have, or had, that workspace."""
+        return [
+            one
+            for one in self._containers.values()
+            if (one.owner, one.identity.workspace_id) == (owner, workspace_id)
+        ]
+
     def restore(self, container: Container) -> None:
         """Take one that was kept, before anybody watches."""
         self._containers[container.container_id] = container

@@ -24,6 +24,7 @@ from clawbox.errors import ClawboxError, Reason
 if TYPE_CHECKING:
     from clawbox.auth import Principal
     from clawbox.containers.calls import SpawnCall
+    from clawbox.containers.host.workspaces import Workspace
     from clawbox.containers.lifecycle import Lifecycle
     from clawbox.containers.pulling import PullPolicy
     from clawbox.containers.tasks import Tasks
@@ -150,7 +151,7 @@ class Spawning:
         self._lifecycle.entries.pop(entry.container_id, None)
         for companion in self._around.companions:
             await companion.forgotten(entry.container_id)
-        if entry.workspace is not None and entry.workspace.made:
+        if entry.workspace is not None and self._is_nobodys(entry.container_id, entry.workspace):
             with contextlib.suppress(ClawboxError, OSError):
                 await self._around.workspaces.delete(entry.workspace.owner, entry.workspace.workspace_id)
         try:
@@ -158,3 +159,12 @@ class Spawning:
         except ClawboxError:
             # The row says CREATING: the next start removes it.
             self._registry.drop(entry.container_id)
+
+    def _is_nobodys(self, container_id: str, workspace: Workspace) -> bool:
+        """Whether a workspace goes with a container that was not made.
+
+        One that was to go with a container before it does, too, when no other is left to take it along.
+        """
+        having = self._registry.having(workspace.owner, workspace.workspace_id)
+        others = any(one.container_id != container_id for one in having)
+        return workspace.made or not (workspace.kept or others)

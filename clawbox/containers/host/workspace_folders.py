@@ -61,8 +61,8 @@ class WorkspaceFolders:
             raise invalid_field("workspace.workspace_id", f"must match {_ID.pattern}", "pattern")
         return self._root / hashlib.sha256(owner.encode("utf-8", "surrogatepass")).hexdigest() / workspace_id
 
-    def make_ready(self, owner: str, workspace_id: str, facts: Facts) -> None:
-        """Make it when it is not there, and everything in it the user's.
+    def make_ready(self, owner: str, workspace_id: str, facts: Facts) -> Facts:
+        """Make it when it is not there, and everything in it the user's; what is known of it then.
 
         Raises WORKSPACE_LIMIT, and then nothing was made; OSError and WalkError.
         """
@@ -82,6 +82,7 @@ class WorkspaceFolders:
             # As long as not all is given to the user, nobody is said to have it; so is it after a crash.
             _write_facts(folder, facts if settled else msgspec.structs.replace(facts, uid=-1, gid=-1))
         _give(folder, facts, settled=settled)
+        return facts
 
     def keep(self, owner: str, workspace_id: str) -> None:
         """Have a fresh one stay; nothing happens when it is not there. Raises WORKSPACE_LIMIT, OSError."""

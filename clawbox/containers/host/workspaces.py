@@ -13,7 +13,7 @@ import os
 import time
 import uuid
 from contextlib import AsyncExitStack, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Self
 
 from clawbox.containers.host import trees
@@ -106,18 +106,18 @@ class Workspaces:
         facts = Facts(container_id, bool(workspace_id) if kept is None else kept, user.uid, user.gid)
         folder = self._folders.path(owner, name)
         self._take(owner, name, container_id)
-        workspace = Workspace(owner, name, folder / FILES, facts.kept, container_id)
         made = False
         with _on_disk("made ready"):
             try:
                 made = not await asyncio.to_thread(folder.exists)
-                await uninterrupted(asyncio.to_thread(self._folders.make_ready, owner, name, facts))
+                work = asyncio.to_thread(self._folders.make_ready, owner, name, facts)
+                facts = await uninterrupted(work)
             except BaseException:
-                self.release(workspace)
+                self._give_back(owner, name, container_id)
                 if made:
                     await self.delete(owner, name)
                 raise
-        return replace(workspace, made=made)
+        return Workspace(owner, name, folder / FILES, facts.kept, container_id, made=made)
 
     async def adopt(self, owner: str, workspace_id: str, *, container_id: str) -> Workspace:
         """The workspace that a container has which runs already.
@@ -138,9 +138,7 @@ class Workspaces:
 
     def release(self, workspace: Workspace) -> None:
         """The container does not have it any more; nothing happens when it has not."""
-        key = (workspace.owner, workspace.workspace_id)
-        if self._users.get(key) == workspace.container_id:
-            del self._users[key]
+        self._give_back(workspace.owner, workspace.workspace_id, workspace.container_id)
 
     async def keep(self, owner: str, workspace_id: str) -> None:
         """A fresh one is meant to be there from now on; nothing happens when it is not there.
@@ -206,6 +204,10 @@ class Workspaces:
             return self.max_bytes + 1
         finally:
             os.close(folder)
+
+    def _give_back(self, owner: str, workspace_id: str, user: str) -> None:
+        if self._users.get((owner, workspace_id)) == user:
+            del self._users[owner, workspace_id]
 
     def _take(self, owner: str, workspace_id: str, user: str) -> None:
         if (owner, workspace_id) in self._users:

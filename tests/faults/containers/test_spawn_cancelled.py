@@ -20,7 +20,7 @@ from clawbox.containers.output.capture import OutputCapture
 from clawbox.containers.registry import Registry
 from clawbox.egress.sandbox_door import SandboxDoor
 from clawbox.egress.supervisor import EgressSupervisor
-from tests.faults.containers.inside import Inside, Step, inside
+from tests.faults.containers.inside import ANN, Inside, Step, inside
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -131,30 +131,58 @@ async def test_given_up_in_the_moment_in_which_it_is_done_it_leaves_nothing(cont
     await containers.nothing_is_left()
 
 
+async def give_up(containers: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Spawn with the workspace `mine`, which is to go with it, is given up when all is there."""
+    stop = Step("before")
+    stop.at(monkeypatch, DockerBackend, "start")
+    workspace = WorkspaceCall(workspace_id="mine", delete_on_removal=True)
+    spawning = asyncio.create_task(containers.spawn(workspace=workspace))
+    await stop.reached.wait()
+    spawning.cancel()
+    stop.go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await spawning
+    monkeypatch.undo()
+
+
 async def test_given_up_it_leaves_a_named_workspace_only_where_that_was_there_before(
     containers: Inside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def given_up() -> None:
-        stop = Step("before")
-        stop.at(monkeypatch, DockerBackend, "start")
-        workspace = WorkspaceCall(workspace_id="mine", delete_on_removal=True)
-        spawning = asyncio.create_task(containers.spawn(workspace=workspace))
-        await stop.reached.wait()
-        spawning.cancel()
-        stop.go_on.set()
-        with pytest.raises(asyncio.CancelledError):
-            await spawning
-        monkeypatch.undo()
-
-    await given_up()
+    await give_up(containers, monkeypatch)
     await containers.nothing_is_left()
     made = await containers.spawn(workspace=WorkspaceCall(workspace_id="mine"))
     await containers.remove(made)
     there = containers.world.leftovers.workspaces()
-    await given_up()
+    await give_up(containers, monkeypatch)
     assert containers.world.leftovers.workspaces() == there
     last = await containers.spawn(workspace=WorkspaceCall(workspace_id="mine", delete_on_removal=True))
     await containers.remove(last)
+    await containers.nothing_is_left()
+
+
+async def test_given_up_it_takes_along_a_workspace_that_was_to_go_with_a_container_before(
+    containers: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await containers.spawn(workspace=WorkspaceCall(workspace_id="mine", delete_on_removal=True))
+    await containers.service.manager.kill(first.container_id, ANN)
+    await give_up(containers, monkeypatch)
+    assert containers.world.leftovers.workspaces()  # the first one's, which is still there
+    await containers.remove(first)
+    await containers.nothing_is_left()
+
+    second = await containers.spawn(workspace=WorkspaceCall(workspace_id="mine", delete_on_removal=True))
+    await containers.service.manager.kill(second.container_id, ANN)
+    stop = Step("before")
+    stop.at(monkeypatch, DockerBackend, "start")
+    workspace = WorkspaceCall(workspace_id="mine", delete_on_removal=True)
+    spawning = asyncio.create_task(containers.spawn(workspace=workspace))
+    await stop.reached.wait()
+    # Its workspace is in use, and so is left to whom it serves now.
+    await containers.remove(second)
+    spawning.cancel()
+    stop.go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await spawning
     await containers.nothing_is_left()
 
 

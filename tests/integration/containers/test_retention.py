@@ -367,6 +367,38 @@ async def test_a_workspace_that_may_not_be_kept_keeps_its_container(tmp_path):
         assert workspace.path.exists()
 
 
+async def test_who_would_keep_one_too_many_while_time_forgets_it_is_told(tmp_path):
+    async with asyncio.timeout(60), keeping(tmp_path, max_finished=1, max_kept=1) as world:
+        await world.around.workspaces.acquire("ann", "mine", container_id="another", user=USER)
+        first, _ = await world.ended()
+        entry = world.lifecycle.entries[first]
+        world.rows.may_delete.clear()
+        await world.ended()
+        await world.rows.deleting.wait()
+
+        removing = asyncio.create_task(world.lifecycle.forget(entry, delete_workspace=False))
+        await asyncio.sleep(0)
+        world.rows.may_delete.set()
+        with pytest.raises(ClawboxError) as caught:
+            await removing
+
+        assert caught.value.reason is Reason.WORKSPACE_LIMIT
+        await world.gone(first)
+
+
+async def test_a_workspace_stays_while_a_container_that_is_not_adopted_yet_has_it(tmp_path):
+    async with asyncio.timeout(60), keeping(tmp_path) as world:
+        first, workspace = await world.ended(name="mine")
+        made, _ = await world.running(name="mine")
+        # As it is when the next server has its rows, and the engine was not asked yet.
+        world.around.workspaces.release(replace(workspace, container_id=made.container_id))
+
+        await world.lifecycle.forget(world.lifecycle.entries[first], delete_workspace=True)
+
+        assert world.there() == {made.container_id}
+        assert workspace.path.exists()
+
+
 def test_the_order_is_that_of_ending_and_each_owners_own():
     registry = Registry(Rows())
     made = Container(
