@@ -84,7 +84,8 @@ class RunningServer:
 async def build_server(config: Config) -> AsyncIterator[RunningServer]:
     """Serve on the configured TCP port and Unix socket for as long as the context is entered.
 
-    Raises, before anything listens: :class:`~clawbox.config.ConfigError` (no administrator's token),
+    They are bound before what takes time: who connects meanwhile waits for the first answer. Raises, before a
+    call is taken: :class:`~clawbox.config.ConfigError` (no administrator's token),
     :class:`~clawbox.errors.ClawboxError` (the audit folder),
     :class:`~clawbox.wasm.tool_files.ToolFileError` (the tool folder),
     :class:`~clawbox.rpc.listeners.ListenError` (an address in use, a certificate that does not load), and
@@ -98,9 +99,6 @@ async def build_server(config: Config) -> AsyncIterator[RunningServer]:
         uids = stack.enter_context(server_uids(config.children.uid_first, config.children.uid_count))
         container_uids = uids.upper_half() if uids is not None and not why_not(config) else None
         new = not (identity_folder(config) / IDENTITY_FILE).exists()
-        # Half a second of computing, while the server mostly waits for its children to start.
-        loading = asyncio.ensure_future(asyncio.to_thread(_load_containers, container_uids is not None, new))
-        stack.callback(loading.cancel)
         audit = await stack.enter_async_context(
             AuditLog(
                 config.logging.audit_dir,
@@ -125,6 +123,10 @@ async def build_server(config: Config) -> AsyncIterator[RunningServer]:
 
         # Before what takes time: a port that is taken is said at once.
         rpc = await stack.enter_async_context(RpcServer(config.server, tokens, metrics, on_refusal=refused))
+        # Half a second of computing, while the server mostly waits for its children to start. Not while the
+        # Unix socket was made: then files of any thread are private.
+        loading = asyncio.ensure_future(asyncio.to_thread(_load_containers, container_uids is not None, new))
+        stack.callback(loading.cancel)
         await stack.enter_async_context(watch_tokens(tokens, config))
         compiler = await stack.enter_async_context(
             Compiler(config.sandbox.cache_dir, timeout_ms=config.sandbox.compile_timeout_ms, uids=uids)
