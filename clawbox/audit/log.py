@@ -279,9 +279,8 @@ class AuditLog:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), _SYNC_EVERY_S)
             self._dirty.clear()
-            unstored = self._writer.unstored()
             try:
-                await asyncio.to_thread(store, unstored)
+                await asyncio.to_thread(store, self._writer.unstored())
             except OSError as error:
                 self._fail(error)
             if self._closing.is_set():

@@ -156,9 +156,10 @@ class LogWriter:
 
         They are the caller's to close. Raises OSError.
         """
-        full, self._full = self._full, []
         # A copy: the file may be full and replaced while it is stored.
-        return [*full, os.dup(self._fd)]
+        current = os.dup(self._fd)
+        full, self._full = self._full, []
+        return [*full, current]
 
     def _lock(self) -> None:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
