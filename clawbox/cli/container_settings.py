@@ -92,14 +92,14 @@ def _beyond(key: str, template: ImageTemplate, config: Config) -> Iterator[tuple
                 _quoted(credential),
                 "one of container_policy.allowed_credentials",
             )
-    for name, most_name in _LIMITS.items():
-        value, most = getattr(template.resources, name), getattr(config.containers, most_name)
+    limits = {
+        f"resources.{name}": (getattr(template.resources, name), most) for name, most in _LIMITS.items()
+    }
+    limits["max_lifetime_ms"] = template.max_lifetime_ms, "max_lifetime_ms"
+    for name, (value, most_name) in limits.items():
+        most = getattr(config.containers, most_name)
         if value is not None and most and value > most:
-            yield (
-                f"{key}.resources.{name}",
-                str(value),
-                f"at most containers.{most_name}, which is {most}",
-            )
+            yield f"{key}.{name}", str(value), f"at most containers.{most_name}, which is {most}"
 
 
 def _quoted(text: str) -> str:

@@ -15,6 +15,7 @@ from clawbox.cli.options import JsonOption
 from clawbox.cli.output import escape, print_error, print_fields, show
 from clawbox.wasm.build import LANGUAGES, BuildError, Progress, build
 from clawbox.wasm.build import new as new_project
+from clawbox.wasm.build.project import NAME
 
 app = typer.Typer(no_args_is_help=True, help="Make and build tools.")
 
@@ -27,7 +28,8 @@ def new(
     as_json: JsonOption = False,
 ) -> None:
     """Write the project of a new tool into DIR/NAME."""
-    if (folder / name).exists():
+    # What is no name is said first: . and .. and the like are always there.
+    if NAME.match(name) and (folder / name).exists():
         raise CliError(
             f"{folder / name} exists", hint="Choose another name, or another --dir", code=ExitCode.CONFLICT
         )

@@ -51,6 +51,7 @@ def test_wrong_use_is_explained(tmp_path: Path) -> None:
     unknown = clawbox("tool", "new", "x", "--lang", "cobol", folder=tmp_path)
     assert unknown.returncode == 2
     assert "python, javascript, go, rust, c" in unknown.stderr
+    assert clawbox("tool", "new", "..", folder=tmp_path).returncode == 2
     (tmp_path / "there").mkdir()
     taken = clawbox("tool", "new", "there", folder=tmp_path)
     assert taken.returncode == 7

@@ -76,6 +76,7 @@ def test_check_names_what_a_template_has_beyond_what_any_container_may(clawbox: 
     template = """
 [containers]
 enabled = {enabled}
+max_lifetime_ms = 60000
 [container_policy]
 network_allowlist = ["api.example.com"]
 allowed_credentials = ["one"]
@@ -83,6 +84,7 @@ allowed_credentials = ["one"]
 image = "alpine"
 network_allowlist = ["*.example.com", "pypi.org"]
 credentials = ["one", "two"]
+max_lifetime_ms = 70000
 [images.templates.web.resources]
 memory_mb = 5000
 pids = 1024
@@ -102,6 +104,10 @@ pids = 1024
         (
             f"{file}: images.templates.web.resources.memory_mb: found 5000; "
             "accepted: at most containers.max_memory_mb, which is 4096"
+        ),
+        (
+            f"{file}: images.templates.web.max_lifetime_ms: found 70000; "
+            "accepted: at most containers.max_lifetime_ms, which is 60000"
         ),
     ]
 
