@@ -13,9 +13,8 @@ import typer
 from clawbox.cli.errors import CliError, ExitCode
 from clawbox.cli.options import JsonOption
 from clawbox.cli.output import escape, print_error, print_fields, show
-from clawbox.wasm.build import LANGUAGES, BuildError, Progress, build
+from clawbox.wasm.build import LANGUAGES, BuildError, Progress, TakenError, build
 from clawbox.wasm.build import new as new_project
-from clawbox.wasm.build.project import NAME
 
 app = typer.Typer(no_args_is_help=True, help="Make and build tools.")
 
@@ -28,11 +27,6 @@ def new(
     as_json: JsonOption = False,
 ) -> None:
     """Write the project of a new tool into DIR/NAME."""
-    # What is no name is said first: . and .. and the like are always there.
-    if NAME.match(name) and (folder / name).exists():
-        raise CliError(
-            f"{folder / name} exists", hint="Choose another name, or another --dir", code=ExitCode.CONFLICT
-        )
     with _explained(ExitCode.USAGE):
         project = new_project(name, lang, folder)
 
@@ -95,6 +89,8 @@ def _explained(code: ExitCode = ExitCode.FAILED) -> Iterator[None]:
     except BuildError as error:
         if error.output:
             print_error(escape(error.output))
+        if isinstance(error, TakenError):
+            code = ExitCode.CONFLICT
         raise CliError(error.message, hint=error.hint, code=code) from None
 
 

@@ -5,8 +5,8 @@ it writes ``NAME.wasm`` and ``NAME.json`` into a folder that a server can serve 
 """
 
 from clawbox.wasm.build.builder import Built, build
-from clawbox.wasm.build.commands import BuildError, Progress
+from clawbox.wasm.build.commands import BuildError, Progress, TakenError
 from clawbox.wasm.build.project import LANGUAGES, Project
 from clawbox.wasm.build.scaffold import new
 
-__all__ = ["LANGUAGES", "BuildError", "Built", "Progress", "Project", "build", "new"]
+__all__ = ["LANGUAGES", "BuildError", "Built", "Progress", "Project", "TakenError", "build", "new"]

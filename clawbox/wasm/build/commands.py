@@ -31,6 +31,10 @@ class BuildError(Exception):
         super().__init__(". ".join(part for part in (message, hint) if part))
 
 
+class TakenError(BuildError):
+    """What is to be made is there already."""
+
+
 def run_command(
     command: Sequence[str | Path],
     *,

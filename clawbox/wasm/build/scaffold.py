@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from string import Template
 
-from clawbox.wasm.build.commands import BuildError
+from clawbox.wasm.build.commands import BuildError, TakenError
 from clawbox.wasm.build.project import LANGUAGES, NAME, Project
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -14,7 +14,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 def new(name: str, language: str, folder: Path) -> Project:
     """Writes ``folder/NAME`` with a tool that greets, and everything that `build` needs.
 
-    Raises BuildError when the name or the language is not one, or the folder exists.
+    Raises BuildError when the name or the language is not one, TakenError when the folder exists.
     """
     if not NAME.match(name):
         raise BuildError(f"{name!r} is no name for a tool", hint="Take 1 to 64 letters, digits, _ or -")
@@ -24,7 +24,7 @@ def new(name: str, language: str, folder: Path) -> Project:
     try:
         target.mkdir(parents=True)
     except FileExistsError:
-        raise BuildError(f"{target} exists", hint="Choose another name, or another --dir") from None
+        raise TakenError(f"{target} exists", hint="Choose another name, or another --dir") from None
     package = name.lower().replace("_", "-").strip("-")
     package = f"tool-{package}" if not package[:1].isalpha() else package
     words = {"name": name, "language": language, "package": package}
