@@ -29,8 +29,8 @@ from clawbox.containers.states import (
     Vanished,
     after,
 )
-from clawbox.containers.uninterrupted import uninterrupted
 from clawbox.errors import ClawboxError, Reason
+from clawbox.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
     from clawbox.containers.backend import ContainerFacts
@@ -325,11 +325,11 @@ class Lifecycle:
     async def _settle_workspace(self, entry: Entry, identity: Identity) -> None:
         """Delete a workspace that goes with its container, or keep one that is to stay."""
         workspaces, workspace_id = self._around.workspaces, identity.workspace_id
+        if not workspace_id:
+            return
         delete = entry.delete_workspace
         try:
-            if not workspace_id:
-                pass
-            elif identity.workspace_goes if delete is None else delete:
+            if identity.workspace_goes if delete is None else delete:
                 # One that runs since before this server has it, though it is not adopted yet.
                 if not any(one.active for one in self._around.registry.having(identity.owner, workspace_id)):
                     await workspaces.delete(identity.owner, workspace_id)
