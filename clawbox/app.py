@@ -28,7 +28,6 @@ from clawbox.children import linux
 from clawbox.children.uids import server_uids
 from clawbox.containers.availability import why_not
 from clawbox.containers.states import State
-from clawbox.containers.uninterrupted import meanwhile
 from clawbox.egress.keeper.bootstrap import IDENTITY_FILE, identity_folder, open_keys
 from clawbox.egress.setup import egress_setup, listening_at, sandbox_limits
 from clawbox.egress.supervisor import EgressSupervisor
@@ -42,6 +41,7 @@ from clawbox.rpc.services import serve_containers, serve_sandbox, serve_system
 from clawbox.rpc.system import SystemServicer
 from clawbox.sandboxes import Sandboxes
 from clawbox.telemetry import Metrics, MetricsEndpoint, configure_logging
+from clawbox.uninterrupted import meanwhile
 from clawbox.wasm.catalog import Catalog
 from clawbox.wasm.compiler import BUILTIN_FOLDER, Compiler
 from clawbox.wasm.executor import Executor

@@ -21,8 +21,8 @@ from clawbox.children.files.folder import FileLimits, Folder
 from clawbox.children.kind import Place
 from clawbox.containers.mounts import TMP, WORKSPACE
 from clawbox.containers.states import Operation, require
-from clawbox.containers.uninterrupted import opened
 from clawbox.errors import ClawboxError, Reason, invalid_field
+from clawbox.uninterrupted import opened
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

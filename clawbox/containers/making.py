@@ -30,10 +30,10 @@ from clawbox.containers.narrowing import Isolation
 from clawbox.containers.quarters import quarters_of
 from clawbox.containers.spec import ContainerPlan, bind_mounts, build, engine_name
 from clawbox.containers.states import Started, after, expiry
-from clawbox.containers.uninterrupted import meanwhile, opened, uninterrupted
 from clawbox.containers.users import User
 from clawbox.containers.way_out import TOKEN_BYTES, digest, listen, open_way_out, variables
 from clawbox.errors import ClawboxError, Reason
+from clawbox.uninterrupted import meanwhile, opened, uninterrupted
 
 if TYPE_CHECKING:
     from clawbox.containers.backend import ImageFound

@@ -18,8 +18,8 @@ from clawbox.containers.making import Making, now_ms
 from clawbox.containers.pulling import Images
 from clawbox.containers.record import Container, Pull
 from clawbox.containers.states import Ending, Status
-from clawbox.containers.uninterrupted import uninterrupted
 from clawbox.errors import ClawboxError, Reason
+from clawbox.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
     from clawbox.auth import Principal

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from clawbox.containers.uninterrupted import done
+from clawbox.uninterrupted import done
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine

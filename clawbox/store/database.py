@@ -17,9 +17,10 @@ from clawbox.store import location
 from clawbox.store.reserve import Reserve
 from clawbox.store.schema import upgrade
 from clawbox.store.state_file import hold, unusable
+from clawbox.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable
     from types import TracebackType
 
     from sqlalchemy.engine import URL, Connection
@@ -84,11 +85,11 @@ class Database:
         Cancelled or not, it ends only when the database has answered. Raises STATE_UNAVAILABLE: then nothing
         was changed; and what ``work`` raises.
         """
-        return await _undisturbed(self._transaction(work, writes=True))
+        return await uninterrupted(self._transaction(work, writes=True))
 
     async def read(self, work: Callable[[AsyncConnection], Awaitable[_T]]) -> _T:
         """As :meth:`write`, for work that writes nothing."""
-        return await _undisturbed(self._transaction(work, writes=False))
+        return await uninterrupted(self._transaction(work, writes=False))
 
     async def _transaction(self, work: Callable[[AsyncConnection], Awaitable[_T]], *, writes: bool) -> _T:
         assert self._engine is not None
@@ -203,18 +204,3 @@ def _problem(error: Exception) -> str:
     """What went wrong, in the database's words; never the statement or its values."""
     cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
     return " ".join(str(cause).split())[:500] or type(cause).__name__
-
-
-async def _undisturbed(work: Coroutine[Any, Any, _T]) -> _T:
-    """The result of ``work``, which runs to its end even when whoever waits for it is cancelled."""
-    task = asyncio.create_task(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        task.exception()  # nobody is told: the call is gone
-        raise cancelled
-    return task.result()

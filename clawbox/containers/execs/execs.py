@@ -21,8 +21,8 @@ from clawbox.containers.execs.run import Beginnings, feed
 from clawbox.containers.host.cgroups import CgroupError
 from clawbox.containers.making import has_own_kernel
 from clawbox.containers.states import Operation, require
-from clawbox.containers.uninterrupted import uninterrupted
 from clawbox.errors import ClawboxError, Reason
+from clawbox.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator

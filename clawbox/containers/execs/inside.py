@@ -28,8 +28,8 @@ from clawbox.containers.host.processes import (
     send_signal,
 )
 from clawbox.containers.spec import ExecPlan, build_exec
-from clawbox.containers.uninterrupted import meanwhile, uninterrupted
 from clawbox.errors import ClawboxError, Reason, invalid_field
+from clawbox.uninterrupted import meanwhile, uninterrupted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from clawbox.containers.execs.events import Exited
 from clawbox.containers.execs.inside import KILL_SECONDS
-from clawbox.containers.uninterrupted import uninterrupted
+from clawbox.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
     from clawbox.containers.execs.inside import InsideProcess

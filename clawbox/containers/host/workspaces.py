@@ -20,8 +20,8 @@ from clawbox.containers.host import trees
 from clawbox.containers.host.folders import prepare
 from clawbox.containers.host.workspace_folders import FILES, TRASH, Facts, WorkspaceFolders, read_facts
 from clawbox.containers.mounts import MountError
-from clawbox.containers.uninterrupted import uninterrupted
 from clawbox.errors import ClawboxError, Reason
+from clawbox.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator

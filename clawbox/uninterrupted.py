@@ -31,8 +31,8 @@ async def done(task: asyncio.Future[Any]) -> asyncio.CancelledError | None:
 async def uninterrupted(work: Coroutine[object, object, T]) -> T:
     """Do ``work`` to its end, though this is cancelled meanwhile; the cancellation is raised after it.
 
-    For requests that the engine may carry out whether or not somebody waits for the answer: only when it has
-    answered can what it did be undone.
+    For requests that an engine or a database may carry out whether or not somebody waits for the answer: only
+    when it has answered can what it did be undone.
     """
     task = asyncio.ensure_future(work)
     cancelled = await done(task)

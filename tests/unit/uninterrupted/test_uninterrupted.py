@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from clawbox.containers.uninterrupted import opened
+from clawbox.uninterrupted import opened
 
 
 class Door:
