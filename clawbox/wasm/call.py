@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+MAX_WORKERS: Final = 5
+"""So many workers may die, one after the other, before they read a call; it is lost then."""
 _LARGEST: Final = (1 << 63) - 1
 _MESSAGES_AT_ONCE: Final = 1024
 _MESSAGES_PER_SECOND: Final = 1000
@@ -58,6 +60,7 @@ class Call:
         self._logs: list[LogEntry] = []
         self._log_room = run.limits.log_bytes
         self._messages = 0
+        self._workers = 0
 
     @property
     def digest(self) -> str:
@@ -81,6 +84,14 @@ class Call:
             network=self.run.network,
             way_out=WayOut(number, door.token, door.max_response_bytes) if door is not None else None,
         )
+
+    def may_go_to_another(self) -> bool:
+        """Make it wait again, its worker having died before it read the call; False: that was its last."""
+        self._workers += 1
+        if self._workers >= MAX_WORKERS or self.done.done():
+            return False
+        self.started_at = self.deadline = None
+        return True
 
     def take(self, written: list[Written], logged: list[Logged], now: float) -> None:
         """Keep what the run wrote and logged. Raises :class:`FrameError` when that is more than it may."""

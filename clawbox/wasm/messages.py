@@ -39,6 +39,13 @@ _ANSWER_COPIES = 20
 """Bytes for each byte of the body of an HTTP answer: it comes as base64, is text of up to four bytes a
 character, and a JSON reply in which each can be six."""
 
+BEGUN = b"\x01"
+"""A worker writes this to the socket of descriptors before a call has any effect.
+
+Control looks for it once the worker is dead: without it the call can be given to another. It is no frame,
+since each frame wakes control up.
+"""
+
 FRAME_ALLOWANCE_BYTES = 256 << 10
 """What a frame of a worker may hold beside the bytes that the limits of a run count."""
 

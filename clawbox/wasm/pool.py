@@ -28,7 +28,6 @@ from clawbox.wasm.messages import (
     Refused,
     Wrote,
     data_allowance,
-    frame_limit,
 )
 from clawbox.wasm.model import InvalidInputError, Limits, OnEvent, Outcome, Run, RunResult, ToolCode
 from clawbox.wasm.provisioner import WORKER, Provisioner
@@ -168,7 +167,8 @@ class WorkerPool:
         """Run a tool once, in a fresh instance, and say what came of it.
 
         With ``on_event`` what the run writes and logs is told as it happens; the result holds it in any case.
-        With ``door`` its connection goes to the worker that gets the call, and is closed here.
+        With ``door`` the worker that gets the call gets a duplicate of its connection, which is closed here.
+        When a worker dies before it begins the call, another one gets it.
         Raises :class:`InvalidInputError` when the parameters break the input schema, and SANDBOX_UNAVAILABLE
         or SHUTTING_DOWN when no worker can be had. Cancelling kills the worker, and returns when it is dead.
         """
@@ -190,20 +190,18 @@ class WorkerPool:
         except asyncio.CancelledError:
             await self._abandon(call)
             raise
+        finally:
+            if door is not None:
+                door.connection.close()
 
     # Which worker gets which call.
 
     def _assign(self, worker: PoolWorker, call: Call) -> None:
         self._workers.engage(worker, call)
         now = call.started_at = self._loop.time()
-        limits = call.run.limits
-        call.deadline = self._loop.call_at(
-            now + limits.timeout_ms / 1000 + GRACE_SECONDS, self._overstayed, worker, call
-        )
-        worker.protocol.limit(frame_limit(limits))
-        if call.door is not None:
-            worker.hand(call.door.connection, worker.calls)
-        worker.protocol.send(call.frame(worker.calls))
+        ends = now + call.run.limits.timeout_ms / 1000 + GRACE_SECONDS
+        call.deadline = self._loop.call_at(ends, self._overstayed, worker, call)
+        worker.give(call)
         if not self._workers.spare:
             self._provisioner.provide()
 
@@ -258,7 +256,7 @@ class WorkerPool:
                 raise FrameError(f"{type(message).__name__} out of turn")
 
     def broken(self, worker: PoolWorker) -> None:
-        """A worker's channel ended: it is dying, and must not get another call before that is known."""
+        """A worker is dying or dead, and must not get another call before all that it said was read."""
         self._workers.forget(worker)
 
     def worker_gone(self, worker: PoolWorker) -> None:
@@ -269,7 +267,10 @@ class WorkerPool:
         call = worker.call
         if call is not None:
             self._released(worker, call)
-            call.resolve(worker.lost_result(call, self._loop.time()))
+            if self._open and worker.left_its_call and call.may_go_to_another():
+                self._waiting.put_back(call)
+            else:
+                call.resolve(worker.lost_result(call, self._loop.time()))
         self._provisioner.ended(worker)
         self._dispatch()
 

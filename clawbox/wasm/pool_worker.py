@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
+import socket
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -12,12 +13,10 @@ import msgspec
 from clawbox.children.channel import ChannelClosedError, FrameProtocol
 from clawbox.children.handing import hand
 from clawbox.egress.messages import Handed
-from clawbox.wasm.messages import FRAME_ALLOWANCE_BYTES, FromWorker
+from clawbox.wasm.messages import BEGUN, FRAME_ALLOWANCE_BYTES, FromWorker, frame_limit
 from clawbox.wasm.model import Outcome, RunResult
 
 if TYPE_CHECKING:
-    import socket
-
     from clawbox.children.child import Child
     from clawbox.wasm.call import Call
 
@@ -43,7 +42,7 @@ class Employer(Protocol):
         """It said something. Raises :class:`~clawbox.children.channel.FrameError` when it should not have."""
 
     def broken(self, worker: PoolWorker) -> None:
-        """Its channel ended, or it broke the protocol."""
+        """Its channel ended, it broke the protocol, or it is dead."""
 
     def worker_gone(self, worker: PoolWorker) -> None:
         """It is dead, and everything that it said was read."""
@@ -66,6 +65,8 @@ class PoolWorker:
         self.why = "lost"
         """Why it ended, once it has; a worker that nobody ended is lost."""
         self.ready: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self.left_its_call = False
+        """Once it is dead: it died by itself, before it began the call that it had been given."""
         self.killed = False
         self.gone = False
         self._pool = pool
@@ -87,17 +88,23 @@ class PoolWorker:
             self.why = why
         self.child.kill()
 
-    def hand(self, connection: socket.socket, number: int) -> None:
-        """Hand it the connection to a call's sidecar, and keep none: it is the worker's alone from now on.
+    def give(self, call: Call) -> None:
+        """Send it the call that it is engaged for, and a duplicate of the connection to the call's sidecar.
 
-        A worker that cannot take it is dead, or killed, and so the call that it was for is lost.
+        A worker that cannot take them is killed.
         """
-        with connection:
-            try:
-                hand(self.descriptors, Handed("connection", number), connection.fileno())
-            except (ChannelClosedError, OSError) as error:
-                _log.warning("worker %d could not be handed its connection: %s", self.child.pid, error)
-                self.kill("lost")
+        self._has_begun()  # which an earlier call left there
+        self.protocol.limit(frame_limit(call.run.limits))
+        if call.door is not None:
+            self._hand(call.door.connection)
+        self.protocol.send(call.frame(self.calls))
+
+    def _hand(self, connection: socket.socket) -> None:
+        try:
+            hand(self.descriptors, Handed("connection", self.calls), connection.fileno())
+        except (ChannelClosedError, OSError) as error:
+            _log.warning("worker %d could not be handed its connection: %s", self.child.pid, error)
+            self.kill("lost")
 
     def _received(self, message: FromWorker) -> None:
         self._pool.received(self, message)
@@ -112,12 +119,26 @@ class PoolWorker:
         self._check_gone()
 
     def _dead(self) -> None:
-        self.descriptors.close()
+        self._pool.broken(self)
+        self._close_descriptors()
         self._check_gone()
+
+    def _close_descriptors(self) -> None:
+        if self.descriptors.fileno() >= 0:
+            self.left_its_call = self.why == "lost" and not self._has_begun()
+            self.descriptors.close()
+
+    def _has_begun(self) -> bool:
+        """Whether it said that it begins a call since this was last asked."""
+        try:
+            return bool(self.descriptors.recv(len(BEGUN), socket.MSG_DONTWAIT))
+        except (BlockingIOError, ConnectionResetError):
+            return False  # reset: what it was handed for the call lies there unread
 
     def _check_gone(self) -> None:
         if self._channel_ended and not self.child.alive and not self.gone:
             self.gone = True
+            self._close_descriptors()
             self._pool.worker_gone(self)
 
     def can_run(self, call: Call) -> bool:

@@ -31,6 +31,11 @@ class WaitingCalls:
         """Put a call at the end of its principal's queue."""
         self._by_owner.setdefault(call.run.owner, deque()).append(call)
 
+    def put_back(self, call: Call) -> None:
+        """Give a call that was served its turn again, before all others."""
+        self._by_owner.setdefault(call.run.owner, deque()).appendleft(call)
+        self._by_owner.move_to_end(call.run.owner, last=False)
+
     def firsts(self) -> list[Call]:
         """The first call of each principal, whose turn is first."""
         return [calls[0] for calls in self._by_owner.values()]

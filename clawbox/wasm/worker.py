@@ -29,6 +29,7 @@ from clawbox.wasm.guest import Ended, Guest, failed, returned
 from clawbox.wasm.host import Host, Session
 from clawbox.wasm.memory import OwnMemory
 from clawbox.wasm.messages import (
+    BEGUN,
     MAX_CONTROL_FRAME_BYTES,
     MAX_VIOLATIONS,
     ArtifactSpec,
@@ -92,12 +93,19 @@ class _Worker:
             try:
                 frame = self._channel.receive()
                 with self._way_out(frame) as egress:
+                    self._say_that_it_begins()
                     done = self._run(frame, egress)
                 self._channel.send(done)
                 if isinstance(done, Done) and done.prepares:
                     self._channel.send(Prepared(bloated=self._preparation.prepare(frame)))
             except ChannelClosedError:
                 return
+
+    def _say_that_it_begins(self) -> None:
+        try:
+            os.write(self._descriptors, BEGUN)
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise ChannelClosedError from error
 
     @contextmanager
     def _way_out(self, frame: RunFrame) -> Iterator[Egress]:

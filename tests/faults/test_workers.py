@@ -71,6 +71,14 @@ def test_workers_are_killed_under_load(server):
     _recovers(server)
 
 
+def test_a_worker_that_is_killed_between_two_calls_costs_neither(server, caller):
+    for number in range(20):
+        for worker in workers(server):
+            os.kill(worker, signal.SIGKILL)
+        response = caller.execute("echo", str(number))
+        assert (response.outcome, response.output_json) == (pb.OUTCOME_OK, str(number))
+
+
 def test_the_forkserver_is_killed_while_a_tool_runs(server, caller):
     call = caller.begin("spin", capabilities=UNLIMITED)
     eventually(lambda: busy_workers(server))

@@ -1,6 +1,7 @@
 """What becomes of workers: who is served by which, when one is replaced, and what is left behind."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ from clawbox.children import program
 from clawbox.children.enforcement import can_have_own_uids
 from clawbox.children.uids import UidRange
 from clawbox.errors import ClawboxError, Reason
+from clawbox.wasm import call as call_module
 from clawbox.wasm import pool as pool_module
 from clawbox.wasm import roster
 from clawbox.wasm.model import Abi, Outcome, Run, ToolCode
@@ -58,8 +60,14 @@ async def test_a_worker_that_has_served_its_time_is_replaced_without_alarm(
 
 
 async def test_killing_a_worker_loses_its_call_alone(pool, execute, observer):
-    calls = [asyncio.create_task(execute(wat.SPIN, limits=LONG, owner=f"p{n}")) for n in range(2)]
-    await eventually(lambda: len(busy(pool)) == 2)
+    begun = set()
+    calls = [
+        asyncio.create_task(
+            execute(wat.SPIN_AFTER_OUTPUT, limits=LONG, owner=f"p{n}", on_event=lambda _, n=n: begun.add(n))
+        )
+        for n in range(2)
+    ]
+    await eventually(lambda: len(begun) == 2)
     victim = busy(pool)[0]
     victim_owner = victim.owner
     os.kill(victim.child.pid, signal.SIGKILL)
@@ -72,6 +80,51 @@ async def test_killing_a_worker_loses_its_call_alone(pool, execute, observer):
     with pytest.raises(asyncio.CancelledError):
         await other
     assert sorted(observer.ended)[:2] == ["cancelled", "lost"]
+
+
+async def idle_worker_stopped(pool):
+    """Stop the one idle worker, so that it reads nothing more."""
+    await eventually(lambda: [worker.preparing_since for worker in pool._workers.idle] == [None])
+    (worker,) = pool._workers.idle
+    os.kill(worker.child.pid, signal.SIGSTOP)
+    return worker
+
+
+async def test_a_worker_that_dies_before_it_read_its_call_loses_nothing(pool, execute, observer):
+    await execute(wat.ECHO)
+    worker = await idle_worker_stopped(pool)
+    call = asyncio.create_task(execute(wat.ECHO, b"mine"))
+    await eventually(lambda: worker.call is not None)
+    os.kill(worker.child.pid, signal.SIGKILL)
+    result = await call
+    assert (result.outcome, result.output) == (Outcome.OK, b"mine")
+    assert observer.ended.count("lost") == 1
+
+
+async def test_a_call_is_lost_when_too_many_workers_die_before_they_read_it(pool, execute, monkeypatch):
+    monkeypatch.setattr(call_module, "MAX_WORKERS", 1)
+    await execute(wat.ECHO)
+    worker = await idle_worker_stopped(pool)
+    call = asyncio.create_task(execute(wat.ECHO))
+    await eventually(lambda: worker.call is not None)
+    os.kill(worker.child.pid, signal.SIGKILL)
+    assert (await call).outcome is Outcome.SANDBOX_LOST
+    assert (await execute(wat.ECHO, b"next")).output == b"next"
+
+
+async def test_a_call_that_waits_for_another_worker_may_be_cancelled(uids, forge, observer):
+    async with WorkerPool(workers=1, max_concurrent=1, uids=uids, observer=observer) as pool:
+        echo = forge.tool(wat.ECHO)
+        await pool.run(Run(echo, "a", b"1", LIMITS))
+        worker = await idle_worker_stopped(pool)
+        call = asyncio.create_task(pool.run(Run(echo, "a", b"2", LIMITS)))
+        await eventually(lambda: worker.call is not None)
+        os.kill(worker.child.pid, signal.SIGKILL)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert (pool.stats().busy, pool.stats().waiting) == (0, 0)
+        assert (await pool.run(Run(echo, "a", b"3", LIMITS))).output == b"3"
 
 
 async def test_killing_workers_under_load_loses_only_calls_in_flight(pool, execute):
@@ -87,8 +140,9 @@ async def test_killing_workers_under_load_loses_only_calls_in_flight(pool, execu
     while not clients.done():
         found = busy(pool)
         if found and kills < 10 and len(outcomes) > kills * 10:
-            os.kill(found[0].child.pid, signal.SIGKILL)
-            kills += 1
+            with contextlib.suppress(ProcessLookupError):  # the one before is not known to be dead yet
+                os.kill(found[0].child.pid, signal.SIGKILL)
+                kills += 1
         await asyncio.sleep(0.001)
     await clients
     assert len(outcomes) == 160

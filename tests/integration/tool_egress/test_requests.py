@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -145,3 +147,21 @@ async def test_parameters_that_are_refused_close_the_connection_too(bench: Bench
         with pytest.raises(InvalidInputError):
             await bench.run(b"{}", call, input_schema=b'{"type": "string"}')
         await call.closed.wait()
+
+
+async def test_the_way_out_of_a_call_goes_with_it_to_another_worker(bench: Bench) -> None:
+    await bench.send()
+    pool = bench.pool
+    async with asyncio.timeout(20):
+        while not pool._workers.idle or pool._workers.idle[0].preparing_since is not None:  # noqa: ASYNC110
+            await asyncio.sleep(0.002)  # nothing announces it
+    [worker] = pool._workers.idle
+    os.kill(worker.child.pid, signal.SIGSTOP)
+    sending = asyncio.create_task(bench.send())
+    async with asyncio.timeout(20):
+        while worker.call is None:  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+    os.kill(worker.child.pid, signal.SIGKILL)
+    assert (await sending)["ok"]["status"] == 204
+    assert worker.owner == "alice"
+    assert len(bench.door.calls) == 2
