@@ -49,7 +49,7 @@ class _OutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Outcome.Value
     OUTCOME_BLOCKED: _Outcome.ValueType  # 9
     """Its output was withheld by the server's output policy."""
     OUTCOME_SANDBOX_LOST: _Outcome.ValueType  # 10
-    """The process of its sandbox died. Nothing of it is left; the call may be repeated."""
+    """The process of its sandbox died while it ran. Nothing of it is left; the call may be repeated."""
     OUTCOME_CANCELLED: _Outcome.ValueType  # 11
     """The caller went away, or the server stopped."""
 
@@ -77,7 +77,7 @@ OUTCOME_INVALID_OUTPUT: Outcome.ValueType  # 8
 OUTCOME_BLOCKED: Outcome.ValueType  # 9
 """Its output was withheld by the server's output policy."""
 OUTCOME_SANDBOX_LOST: Outcome.ValueType  # 10
-"""The process of its sandbox died. Nothing of it is left; the call may be repeated."""
+"""The process of its sandbox died while it ran. Nothing of it is left; the call may be repeated."""
 OUTCOME_CANCELLED: Outcome.ValueType  # 11
 """The caller went away, or the server stopped."""
 Global___Outcome: _TypeAlias = Outcome  # noqa: Y015
