@@ -8,7 +8,7 @@ import msgspec
 from clawbox.children.channel import encode_frame
 from clawbox.children.filters import compute_only
 from clawbox.children.kind import Profile
-from clawbox.wasm.messages import Done, Ready, RunFrame, Wrote
+from clawbox.wasm.messages import BEGUN, Done, Ready, RunFrame, Wrote
 from clawbox.wasm.model import Outcome
 
 _decoder = msgspec.msgpack.Decoder(RunFrame)
@@ -127,6 +127,7 @@ class HostileKind:
             if not size:
                 return
             wanted = json.loads(_decoder.decode(os.read(channel, size)).params)
+            os.write(descriptors, BEGUN)  # said before anything is run: no run has a worker that did not
             if wanted == "work":
                 os.write(channel, _GOOD)
                 continue
