@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 MAX_WORKERS: Final = 5
-"""So many workers may die, one after the other, before they read a call; it is lost then."""
+"""So many workers may die, one after the other, before they begin a call; it is lost then."""
 _LARGEST: Final = (1 << 63) - 1
 _MESSAGES_AT_ONCE: Final = 1024
 _MESSAGES_PER_SECOND: Final = 1000
@@ -86,9 +86,9 @@ class Call:
         )
 
     def may_go_to_another(self) -> bool:
-        """Make it wait again, its worker having died before it read the call; False: that was its last."""
+        """Make it wait again, its worker having died before it began it; False: it is lost."""
         self._workers += 1
-        if self._workers >= MAX_WORKERS or self.done.done():
+        if self._workers >= MAX_WORKERS or self._messages or self.done.done():
             return False
         self.started_at = self.deadline = None
         return True

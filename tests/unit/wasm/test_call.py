@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from clawbox.children.channel import FrameError
-from clawbox.wasm.call import Call
+from clawbox.wasm.call import MAX_WORKERS, Call
 from clawbox.wasm.messages import Done, Logged, Written
 from clawbox.wasm.model import Abi, Level, Limits, Outcome, OutputStream, Run, ToolCode
 
@@ -129,3 +129,18 @@ async def test_numbers_and_texts_are_bounded(call):
 
 async def test_the_tools_table_size_goes_to_the_worker(call):
     assert call.frame(0).limits.table_elements == 20_000
+
+
+async def test_a_call_that_was_not_begun_goes_to_another_worker_only_so_often(call):
+    tries = 1
+    while call.may_go_to_another():
+        assert call.started_at is None
+        tries += 1
+        call.started_at = 1.0
+    assert tries == MAX_WORKERS
+
+
+async def test_a_call_of_which_something_came_goes_to_no_other_worker(call):
+    call.take([Written(OutputStream.STDOUT, b"1")], [], now=1.0)
+    assert not call.may_go_to_another()
+    assert call.lost(Outcome.SANDBOX_LOST, "it died", 2.0).stdout == b"1"
