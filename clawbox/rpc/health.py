@@ -82,6 +82,7 @@ class HealthServicer:
                 if serving is not told:
                     told = serving
                     yield _response(serving)
+                    continue  # to what came while that was sent: the end, too, is told before it is the end
                 if self._ended:
                     return
                 await changed.wait()
