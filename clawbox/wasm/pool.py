@@ -267,7 +267,7 @@ class WorkerPool:
         call = worker.call
         if call is not None:
             self._released(worker, call)
-            if self._open and worker.left_its_call and call.may_go_to_another():
+            if self._open and worker.left_its_call and not call.overstayed and call.may_go_to_another():
                 self._waiting.put_back(call)
             else:
                 call.resolve(worker.lost_result(call, self._loop.time()))

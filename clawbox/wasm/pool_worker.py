@@ -66,7 +66,8 @@ class PoolWorker:
         """Why it ended, once it has; a worker that nobody ended is lost."""
         self.ready: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self.left_its_call = False
-        """Once it is dead: it died by itself, before it began the call that it had been given."""
+        """Once it is dead: it died before it began the call that it had been given, and not because that was
+        cancelled."""
         self.killed = False
         self.gone = False
         self._pool = pool
@@ -125,7 +126,8 @@ class PoolWorker:
 
     def _close_descriptors(self) -> None:
         if self.descriptors.fileno() >= 0:
-            self.left_its_call = self.why == "lost" and not self._has_begun()
+            # Killed it may have been: one that makes its next instance for too long may have a call by then.
+            self.left_its_call = self.why != "cancelled" and not self._has_begun()
             self.descriptors.close()
 
     def _has_begun(self) -> bool:

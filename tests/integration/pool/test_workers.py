@@ -101,6 +101,25 @@ async def test_a_worker_that_dies_before_it_read_its_call_loses_nothing(pool, ex
     assert observer.ended.count("lost") == 1
 
 
+async def test_a_worker_that_is_killed_for_its_slow_preparation_loses_no_call(pool, execute, observer):
+    await execute(wat.ECHO)
+    worker = await idle_worker_stopped(pool)
+    call = asyncio.create_task(execute(wat.ECHO, b"mine"))
+    await eventually(lambda: worker.call is not None)
+    worker.kill("overstayed")  # as it is when its next instance takes too long, whoever has it by then
+    result = await call
+    assert (result.outcome, result.output) == (Outcome.OK, b"mine")
+    assert "overstayed" in observer.ended
+
+
+async def test_a_call_whose_time_is_over_before_its_worker_read_it_has_had_its_time(pool, execute):
+    await execute(wat.ECHO)
+    worker = await idle_worker_stopped(pool)
+    limits = msgspec.structs.replace(LIMITS, timeout_ms=100)
+    assert (await execute(wat.ECHO, limits=limits)).outcome is Outcome.TIMEOUT
+    assert worker.gone
+
+
 async def test_a_call_is_lost_when_too_many_workers_die_before_they_read_it(pool, execute, monkeypatch):
     monkeypatch.setattr(call_module, "MAX_WORKERS", 1)
     await execute(wat.ECHO)
@@ -241,8 +260,9 @@ def _runs(pid):
 async def test_the_forkserver_may_die(pool, execute, observer):
     await execute(wat.ECHO)
     (forkserver,) = _children_of(os.getpid())
-    call = asyncio.create_task(execute(wat.SPIN, limits=LONG))
-    await eventually(lambda: busy(pool))
+    begun = asyncio.Event()
+    call = asyncio.create_task(execute(wat.SPIN_AFTER_OUTPUT, limits=LONG, on_event=lambda _: begun.set()))
+    await begun.wait()  # else another worker would get it
     os.kill(forkserver, signal.SIGKILL)
     old = list(pool._workers)
     assert (await call).outcome is Outcome.SANDBOX_LOST
