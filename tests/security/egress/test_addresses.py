@@ -6,7 +6,7 @@ import ipaddress
 import socket
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clawbox.egress.addresses import (
@@ -138,6 +138,7 @@ def test_rule_11_the_edges_of_every_listed_network(table):
         assert why_not_public(network[-1])
 
 
+@settings(deadline=None)
 @given(st.ip_addresses())
 def test_rule_11_nothing_is_public_that_ipaddress_calls_private_or_worse(given_address):
     if why_not_public(given_address) is None:

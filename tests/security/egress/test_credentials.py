@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clawbox.egress.attach import NotAttachableError, attach, strip_client_auth
@@ -557,6 +557,7 @@ def test_rule_70_however_the_parameter_is_called():
     assert strip_client_auth(PLAIN, target, []).target.query == target.query
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=16, max_size=80))
 def test_rule_40_a_secret_never_becomes_more_than_one_header_or_parameter(text):
     try:

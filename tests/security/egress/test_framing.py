@@ -259,6 +259,7 @@ def test_rule_53_a_body_until_the_end_needs_a_clean_end():
     assert (Denial.TRUNCATED, Side.UPSTREAM, 502) == (last.denial, last.side, last.status)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=2000), st.lists(st.integers(1, 700), max_size=8), st.booleans())
 def test_rule_54_payload_is_byte_exact(payload, sizes, chunked):
     if chunked:

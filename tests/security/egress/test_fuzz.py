@@ -100,6 +100,7 @@ def test_what_is_written_is_read_back_as_what_was_decided(data):
     assert fields == request_fields(again[0])
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.binary(max_size=12), st.binary(max_size=12)), max_size=4))
 def test_no_field_that_is_written_can_end_a_line_or_a_head(fields):
     target = parse_request_target("GET", "https://a.example/")
@@ -122,6 +123,7 @@ def test_a_refusal_is_the_last_event(data):
         assert [] == reader.feed(data)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=400))
 def test_bytes_nobody_asked_for_are_never_a_response(data):
     events = ResponseReader().feed(data)

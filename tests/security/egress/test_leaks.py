@@ -164,7 +164,7 @@ def test_rule_45_a_shape_inside_basic_is_found():
 # 46: splits
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_rule_46_every_secret_in_every_encoding_split_anywhere(data):
     name = data.draw(st.sampled_from(sorted(SECRETS)))
@@ -449,7 +449,7 @@ def test_rule_52_events_are_not_delayed():
         assert scanner.feed(event) == event
 
 
-@settings(max_examples=100)
+@settings(deadline=None, max_examples=100)
 @given(st.binary(max_size=30_000), st.integers(1, 9000), st.booleans())
 def test_rule_54_bodies_without_a_finding_are_byte_exact(body, size, text):
     for scanner in (detector.inbound_body(text=text), detector.outbound_body(BLOCK)):
@@ -469,7 +469,7 @@ def test_rule_54_redaction_can_keep_the_length():
     assert given == b"a[REDACTED]" + b"*" * (len(secret) - 10) + b"b\n" + secret[:5]
 
 
-@settings(max_examples=60)
+@settings(deadline=None, max_examples=60)
 @given(
     st.lists(st.one_of(st.just("\n"), st.text("ab\n", max_size=3), st.just("x" * 3000)), max_size=30),
     st.integers(1, 5000),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clawbox.egress import rules
@@ -66,6 +66,7 @@ def test_rule_6_a_port_outside_the_rule_is_refused(port, allowed):
         assert allowed or denial_of(decision) is Denial.PORT_NOT_ALLOWED
 
 
+@settings(deadline=None)
 @given(st.sampled_from(["GET", "POST", "CONNECT"]), st.from_regex(r"[a-z]{1,8}\.example", fullmatch=True))
 def test_rule_8_an_empty_grant_refuses_everything(method, host):
     text = f"{host}:443" if method == "CONNECT" else f"https://{host}/"
@@ -221,6 +222,7 @@ _TARGETS = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(_RULES, max_size=4), _TARGETS, st.sampled_from(["GET", "POST", "PUT"]))
 def test_a_request_is_allowed_exactly_when_the_grant_covers_it(held, target, method):
     alone = NetworkRule(

@@ -250,6 +250,7 @@ def test_rule_10_what_the_c_library_reads_as_an_address_is_no_host(spelling):
     assert Denial.BAD_HOST is refusal_of(parse_request_target, "CONNECT", f"{spelling}:443")
 
 
+@settings(deadline=None)
 @given(st.from_regex(r"[0-9a-fxA-FX.]{1,24}", fullmatch=True))
 @example("127.1")
 @example("0x7f.1")
@@ -440,6 +441,7 @@ def _readings(path):
                     yield "/".join(kept) or "/"
 
 
+@settings(deadline=None)
 @given(st.lists(_PIECES, max_size=10).map("".join))
 def test_rule_41_no_server_reads_an_allowed_path_as_one_outside_the_prefix(text):
     prefix = "/a/b"
@@ -451,6 +453,7 @@ def test_rule_41_no_server_reads_an_allowed_path_as_one_outside_the_prefix(text)
         assert all(path_within(prefix, reading) for reading in _readings(path))
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60).map(lambda text: "/" + text))
 def test_rule_41_the_canonical_path_is_stable_and_plain(text):
     try:
@@ -534,6 +537,7 @@ def test_rule_1_another_parser_finds_the_same_host_in_what_is_accepted(text):
     assert (other.query or None) == (target.query or None) or not text.isascii()
 
 
+@settings(deadline=None)
 @given(st.sampled_from(["GET", "CONNECT"]), st.text(max_size=80) | _mutated())
 def test_targets_are_parsed_or_refused_and_nothing_else(method, text):
     for parse in (
@@ -552,6 +556,7 @@ def test_targets_are_parsed_or_refused_and_nothing_else(method, text):
             assert structs.replace(again, form=target.form) == target
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(max_size=30), max_size=3))
 def test_host_headers_are_accepted_or_refused_and_nothing_else(values):
     try:
