@@ -6,9 +6,10 @@ import hashlib
 import os
 import secrets
 import shlex
+import signal
 import socket as sockets
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 _OWNER = "operator"
 _LOOK_SECONDS = 1.0
 _SHORTEST_TOKEN = 16
+_ENDING = (signal.SIGTERM, signal.SIGINT)
 
 
 def serve(
@@ -103,6 +105,7 @@ def serve(
     token = _read_token(token_file) if token_file is not None else secrets.token_urlsafe(32)
     configure_logging(LoggingSettings(format="text", level="warning"))
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_held_back())
         listeners = [stack.enter_context(listening_tcp(host, port)) for host, port in places]
         bound = [address_of(listener) for listener in listeners]
         listeners += [stack.enter_context(listening_unix(path)) for path in paths]
@@ -124,6 +127,16 @@ def serve(
             as_json=as_json,
         )
         run.run()
+
+
+@contextlib.contextmanager
+def _held_back() -> Iterator[None]:
+    """Have a signal wait until it can be heeded: it would leave behind what was made, sockets for one."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +194,7 @@ class _Run:
         told = self.file.for_sandbox(f"egress-{_digest(self.grant_path)}", _OWNER)
         stop = asyncio.Event()
         with shutdown_on_signals(stop):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
             async with asyncio.TaskGroup() as tasks, AuditLog(self.audit_dir) as audit:
                 tasks.create_task(_print_rows(audit))
                 serving = asyncio.Event()
