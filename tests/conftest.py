@@ -1,10 +1,11 @@
-"""Fixtures for every test that needs a whole server."""
+"""For every test: how hypothesis runs, and fixtures of those that need a whole server or an engine."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.live import LiveServer, running
 
@@ -13,6 +14,12 @@ if TYPE_CHECKING:
 
 
 pytest_plugins = ["tests.engine.fixtures"]
+
+# How long an example takes, or takes to be made up, says how busy the machine is, and nothing of the program.
+settings.register_profile(
+    "clawbox", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("clawbox")
 
 
 @pytest.fixture(scope="session")
