@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from tests.caller import Caller
     from tests.live import LiveServer
@@ -56,9 +57,32 @@ def workers(server: LiveServer) -> list[int]:
     return [] if parent is None else [pid for pid in children(parent) if is_alive(pid)]
 
 
-def busy_workers(server: LiveServer) -> list[int]:
-    """Those that have used the processor for longer than a worker needs to start: they run endless loops."""
-    return [pid for pid in workers(server) if _seconds_used(pid) > 0.3]
+class BusyWorkers:
+    """Tells which workers run endless loops, of runs that begin after this was made."""
+
+    def __init__(self, server: LiveServer) -> None:
+        self._server = server
+        # A worker that stays has used the processor for earlier runs, too.
+        self._before = {pid: _seconds_used(pid) for pid in workers(server)}
+
+    def __call__(self) -> list[int]:
+        """Those that have used the processor since then for longer than a worker needs to start."""
+        return [pid for pid in workers(self._server) if _seconds_used(pid) - self._before.get(pid, 0.0) > 0.3]
+
+
+@contextlib.contextmanager
+def held(server: LiveServer) -> Iterator[None]:
+    """No run gets on meanwhile: neither to its end, nor those that begin."""
+    stopped = workers(server)
+    try:
+        for pid in stopped:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+        yield
+    finally:
+        for pid in stopped:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
 
 def _seconds_used(pid: int) -> float:
@@ -70,11 +94,12 @@ def _seconds_used(pid: int) -> float:
 
 
 def children(pid: int) -> list[int]:
-    """Process ids of a process's own children."""
+    """Process ids of a process's own children; none once it is gone."""
     found: list[int] = []
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         for task in Path(f"/proc/{pid}/task").iterdir():
-            found += map(int, (task / "children").read_text().split())
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that ended meanwhile
+                found += map(int, (task / "children").read_text().split())
     return found
 
 

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 from clawbox_client import SyncClient, Tls
 
+from tests.footprint import children
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -57,10 +59,8 @@ class LiveServer:
 
 def _descendants(pid: int) -> list[int]:
     found: list[int] = []
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                found += [int(child), *_descendants(int(child))]
+    for child in children(pid):
+        found += [child, *_descendants(child)]
     return found
 
 

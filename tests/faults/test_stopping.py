@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2
 from clawbox.audit.verify import verify
 from tests.caller import UNLIMITED, refusal, refused
 from tests.faults.conftest import admin
-from tests.footprint import eventually, is_alive
+from tests.footprint import eventually, held, is_alive
 
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -25,20 +25,22 @@ def test_what_runs_may_finish(serve, sig):
         calls = [caller.begin("second") for _ in range(2)]
         queued = caller.begin("echo", "7")
         eventually(lambda: caller.status().running_executions == 2)
-        watch = caller.channel.unary_stream(
-            "/grpc.health.v1.Health/Watch",
-            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
-            response_deserializer=health_pb2.HealthCheckResponse.FromString,
-        )(health_pb2.HealthCheckRequest(service="clawbox.v1.Sandbox"), timeout=30)
-        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
-        server.process.send_signal(sig)
-        assert next(watch).status == NOT_SERVING
-        with admin(server) as late:
-            for one in (caller, late):
-                found = refused(partial(one.execute, "echo"))
-                assert found.kind == ("UNAVAILABLE", "SHUTTING_DOWN")
-                assert found.retry_after is not None
-        assert not any(call.done() for call in calls)
+        with held(server):  # a second is soon over where much else goes on
+            eventually(lambda: caller.status().queued_executions == 1)
+            watch = caller.channel.unary_stream(
+                "/grpc.health.v1.Health/Watch",
+                request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+                response_deserializer=health_pb2.HealthCheckResponse.FromString,
+            )(health_pb2.HealthCheckRequest(service="clawbox.v1.Sandbox"), timeout=30)
+            assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+            server.process.send_signal(sig)
+            assert next(watch).status == NOT_SERVING
+            with admin(server) as late:
+                for one in (caller, late):
+                    found = refused(partial(one.execute, "echo"))
+                    assert found.kind == ("UNAVAILABLE", "SHUTTING_DOWN")
+                    assert found.retry_after is not None
+            assert not any(call.done() for call in calls)
         assert [call.result().output_json for call in calls] == ['"done"'] * 2
         assert queued.result().output_json == "7"
         assert server.process.wait(20) == 0

@@ -12,7 +12,7 @@ import pytest
 from clawbox.audit.verify import verify
 from tests.caller import UNLIMITED, Caller, refused
 from tests.faults.conftest import admin
-from tests.footprint import busy_workers, eventually
+from tests.footprint import BusyWorkers, eventually
 
 
 def scrape(server):
@@ -33,8 +33,9 @@ def test_metrics_count_what_happened(serve):
         refused(lambda: caller.execute("nope"))
         with Caller(server.address, "wrong") as stranger:
             refused(lambda: stranger.execute("echo"))
+        busy = BusyWorkers(server)
         call = caller.begin("spin", capabilities=UNLIMITED)
-        eventually(lambda: busy_workers(server))
+        eventually(busy)
         during = scrape(server)
         assert during["clawbox_executions_running"] == during["clawbox_pool_workers_busy"] == 1
         assert during["clawbox_rpcs_in_flight"] == 1

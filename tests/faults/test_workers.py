@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -13,16 +14,17 @@ from clawbox_client.v1 import sandbox_pb2 as pb
 
 from tests.caller import UNLIMITED, refusal
 from tests.faults.conftest import admin
-from tests.footprint import busy_workers, eventually, forkserver, is_alive, workers
+from tests.footprint import BusyWorkers, eventually, forkserver, is_alive, workers
 
 CLIENTS = 8
 CALLS = 40
 
 
 def test_one_of_two_runs_loses_its_process(server, caller):
+    busy = BusyWorkers(server)
     calls = [caller.begin("spin", capabilities=UNLIMITED) for _ in range(2)]
-    eventually(lambda: len(busy_workers(server)) == 2)
-    os.kill(busy_workers(server)[0], signal.SIGKILL)
+    eventually(lambda: len(busy()) == 2)
+    os.kill(busy()[0], signal.SIGKILL)
     eventually(lambda: any(call.done() for call in calls))
     lost, other = sorted(calls, key=lambda call: not call.done())
     response = lost.result()
@@ -58,8 +60,9 @@ def test_workers_are_killed_under_load(server):
     while any(thread.is_alive() for thread in threads):
         # A kill for every twenty calls, wherever it hits.
         if outcomes.total() >= 20 * (kills + 1) and (found := workers(server)):
-            os.kill(random.choice(found), signal.SIGKILL)
-            kills += 1
+            with contextlib.suppress(ProcessLookupError):  # the one before needs a moment to die
+                os.kill(random.choice(found), signal.SIGKILL)
+                kills += 1
         threads[0].join(0.005)
     for thread in threads:
         thread.join()
@@ -74,14 +77,16 @@ def test_workers_are_killed_under_load(server):
 def test_a_worker_that_is_killed_between_two_calls_costs_neither(server, caller):
     for number in range(20):
         for worker in workers(server):
-            os.kill(worker, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it had served its time
+                os.kill(worker, signal.SIGKILL)
         response = caller.execute("echo", str(number))
         assert (response.outcome, response.output_json) == (pb.OUTCOME_OK, str(number))
 
 
 def test_the_forkserver_is_killed_while_a_tool_runs(server, caller):
+    busy = BusyWorkers(server)
     call = caller.begin("spin", capabilities=UNLIMITED)
-    eventually(lambda: busy_workers(server))
+    eventually(busy)
     before = _kill_forkserver(server)
     assert call.result().outcome == pb.OUTCOME_SANDBOX_LOST  # its workers die with it
     assert caller.execute("echo", "1").output_json == "1"

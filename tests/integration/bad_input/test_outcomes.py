@@ -11,7 +11,7 @@ import pytest
 from clawbox_client.v1 import sandbox_pb2 as pb
 
 from tests.caller import UNLIMITED
-from tests.footprint import busy_workers, eventually
+from tests.footprint import BusyWorkers, eventually
 
 
 def code(source, **fields):
@@ -181,9 +181,10 @@ def test_what_code_does_in_an_interpreter(caller, tool, source, resources, expec
 
 @pytest.mark.parametrize("tool", ["spin", "python"])
 def test_a_dead_process_is_sandbox_lost(server, caller, tool):
+    busy = BusyWorkers(server)
     call = caller.begin(tool, code("while True: pass"), capabilities=UNLIMITED)
-    eventually(lambda: busy_workers(server))
-    for pid in busy_workers(server):
+    eventually(busy)
+    for pid in busy():
         os.kill(pid, signal.SIGKILL)
     response = call.result()
     assert outcome(response) == "SANDBOX_LOST"
