@@ -14,7 +14,7 @@ from clawbox_client.v1 import sandbox_pb2, system_pb2
 from grpc_health.v1 import health_pb2
 
 from clawbox.rpc.drain import shutdown_on_signals
-from tests.integration.rpc.conftest import details, failure, metadata, serving
+from tests.integration.rpc.conftest import HANGS_SECONDS, details, failure, metadata, serving
 from tests.integration.rpc.test_limits import Gate, until
 
 REQUEST = sandbox_pb2.ExecuteRequest(tool="echo")
@@ -164,7 +164,7 @@ async def test_the_first_signal_asks_and_the_second_exits_at_once() -> None:
     left: list[int] = []
     with shutdown_on_signals(shutdown, exit_at_once=left.append):
         os.kill(os.getpid(), signal.SIGTERM)
-        await asyncio.wait_for(shutdown.wait(), 5)
+        await asyncio.wait_for(shutdown.wait(), HANGS_SECONDS)
         assert left == []
         os.kill(os.getpid(), signal.SIGINT)
         await until(lambda: left == [128 + signal.SIGINT])

@@ -11,7 +11,7 @@ import structlog
 from clawbox_client.v1 import containers_pb2, sandbox_pb2
 
 from clawbox.errors import ClawboxError, FieldViolation, Reason
-from tests.integration.rpc.conftest import Serving, details, failure, metadata
+from tests.integration.rpc.conftest import HANGS_SECONDS, Serving, details, failure, metadata
 
 REQUEST = sandbox_pb2.ExecuteRequest(tool="echo")
 
@@ -161,12 +161,12 @@ async def _call(running: Serving, arity: str):
     sandbox = await running.sandbox_stub()
     match arity:
         case "unary":
-            return sandbox.Execute(REQUEST, metadata=metadata(), timeout=5)
+            return sandbox.Execute(REQUEST, metadata=metadata(), timeout=HANGS_SECONDS)
         case "server stream":
             request = sandbox_pb2.ExecuteStreamRequest(execute=REQUEST)
-            return sandbox.ExecuteStream(request, metadata=metadata(), timeout=5)
+            return sandbox.ExecuteStream(request, metadata=metadata(), timeout=HANGS_SECONDS)
         case "client stream":
-            return sandbox.UploadTool(iter([]), metadata=metadata(), timeout=5)
+            return sandbox.UploadTool(iter([]), metadata=metadata(), timeout=HANGS_SECONDS)
         case _:
             stub = await running.containers_stub()
-            return stub.Exec(iter([containers_pb2.ExecRequest()]), metadata=metadata(), timeout=5)
+            return stub.Exec(iter([containers_pb2.ExecRequest()]), metadata=metadata(), timeout=HANGS_SECONDS)

@@ -19,8 +19,16 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from clawbox.config import ServerSettings
 from clawbox.rpc.server import RpcServer, UndeclaredMethodError
 from clawbox.telemetry import Metrics
-from tests.integration.rpc.conftest import ScriptedSystem, Serving, metadata, serving, token_table
+from tests.integration.rpc.conftest import (
+    HANGS_SECONDS,
+    ScriptedSystem,
+    Serving,
+    metadata,
+    serving,
+    token_table,
+)
 from tests.integration.rpc.test_limits import until
+from tests.live import free_ports
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -200,7 +208,7 @@ async def test_a_stream_handler_that_swallows_its_cancellation_is_ended_all_the_
     )
     await call.read()
     call.cancel()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(HANGS_SECONDS):
         await closed.wait()
     await until(lambda: len(running.server.calls) == 0 and running.server.executions.running == 0)
 
@@ -227,13 +235,14 @@ async def test_health_is_answered_while_every_place_is_taken() -> None:
 
 
 async def test_a_server_that_never_started_leaves_nothing() -> None:
-    server = _unstarted()
+    port, _ = free_ports()
+    server = _unstarted(port)
     server.serve(system_pb2_grpc.add_SystemServicer_to_server, ScriptedSystem())
     async with server:
-        port = server.port
+        assert server.port == port
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", port)) != 0
 
 
-def _unstarted() -> RpcServer:
-    return RpcServer(ServerSettings(port=0), token_table(), Metrics())
+def _unstarted(port: int = 0) -> RpcServer:
+    return RpcServer(ServerSettings(port=port), token_table(), Metrics())

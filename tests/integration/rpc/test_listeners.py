@@ -20,7 +20,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from clawbox.rpc.listeners import ListenError
-from tests.integration.rpc.conftest import details, failure, metadata, serving
+from tests.integration.rpc.conftest import HANGS_SECONDS, details, failure, metadata, serving
+from tests.live import free_ports
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,8 +52,7 @@ async def test_ipv6_loopback() -> None:
 
 
 async def test_a_start_that_fails_half_way_frees_the_port(tmp_path: Path) -> None:
-    async with serving() as earlier:
-        port = earlier.server.port
+    port, _ = free_ports()
     with pytest.raises(ListenError):
         async with serving(port=port, unix_socket=tmp_path / "missing" / "x.sock"):
             pass
@@ -61,8 +61,9 @@ async def test_a_start_that_fails_half_way_frees_the_port(tmp_path: Path) -> Non
 
 
 async def test_nothing_listens_after_the_server_left() -> None:
-    async with serving() as running:
-        port = running.server.port
+    port, _ = free_ports()
+    async with serving(port=port) as running:
+        assert running.server.port == port
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", port)) != 0
 
@@ -179,7 +180,9 @@ def authority(tmp_path: Path) -> Authority:
 
 async def _status(running, credentials: grpc.ChannelCredentials, sent=metadata()):  # noqa: B008
     async with grpc.aio.secure_channel(running.address, credentials) as channel:
-        return await system_pb2_grpc.SystemStub(channel).GetStatus(STATUS, metadata=sent, timeout=5)
+        return await system_pb2_grpc.SystemStub(channel).GetStatus(
+            STATUS, metadata=sent, timeout=HANGS_SECONDS
+        )
 
 
 async def test_tls(authority: Authority) -> None:
@@ -189,7 +192,7 @@ async def test_tls(authority: Authority) -> None:
         assert (await _status(running, trusting)).status == "ok"
         assert details(await failure(_status(running, trusting, ()))).reason == "TOKEN_MISSING"
         plain = system_pb2_grpc.SystemStub(await running.channel())
-        error = await failure(plain.GetStatus(STATUS, metadata=metadata(), timeout=5))
+        error = await failure(plain.GetStatus(STATUS, metadata=metadata(), timeout=HANGS_SECONDS))
         assert error.code() is grpc.StatusCode.UNAVAILABLE
 
 
@@ -239,11 +242,12 @@ async def test_an_old_connection_is_replaced_and_its_streams_live_on() -> None:
         channel = await running.channel()
         stub = system_pb2_grpc.SystemStub(channel)
         call = (await running.containers_stub()).Exec(metadata=metadata())
-        state = channel.get_state(try_to_connect=True)
-        async with asyncio.timeout(10):
-            while state is not grpc.ChannelConnectivity.READY:
-                await channel.wait_for_state_change(state)
-                state = channel.get_state()
+        await call.write(containers_pb2.ExecRequest())
+        assert await call.read() is not grpc.aio.EOF
+        await stub.GetStatus(
+            STATUS, metadata=metadata()
+        )  # now it is connected, and for how long is looked at
+        async with asyncio.timeout(HANGS_SECONDS):
             # The server asks the idle connection to go.
             await channel.wait_for_state_change(grpc.ChannelConnectivity.READY)
         await stub.GetStatus(STATUS, metadata=metadata())
