@@ -60,7 +60,10 @@ def children() -> list[int]:
 
 def is_compiler_or_dead(pid: int) -> bool:
     """Dead but not reaped counts: its command line is empty."""
-    command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):  # reaped in this instant, by a thread
+        return False
     return not command or b"compile_child" in command
 
 

@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from clawbox.config import MetricsSettings
 from clawbox.telemetry import Metrics, MetricsEndpoint
+from tests.live import free_ports
 
 
 @dataclass
@@ -123,8 +124,10 @@ async def test_a_long_request_and_a_client_that_leaves_do_no_harm(endpoint) -> N
 
 
 async def test_leaving_closes_connections_and_port() -> None:
-    async with MetricsEndpoint(MetricsSettings(port=0), Metrics()) as serving:
-        port = serving.port
+    # No port that the kernel gives whoever asks for any: afterwards it could be somebody else's.
+    port, _ = free_ports()
+    async with MetricsEndpoint(MetricsSettings(port=port), Metrics()) as serving:
+        assert serving.port == port
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"GET ")
         await writer.drain()
