@@ -132,17 +132,7 @@ class HistoryReader:
     def read(self, limit: int) -> list[AuditRow]:
         """The next rows, at most so many; none when there are no more for now."""
         rows: list[AuditRow] = []
-        while len(rows) < limit:
-            if self._file is None and not self._open_next():
-                break
-            assert self._file is not None
-            place = self._file.tell()
-            line = self._file.readline()
-            if not line.endswith(b"\n"):
-                self._file.seek(place)  # the rest of the row may come
-                if not self._open_next():
-                    break
-                continue
+        while len(rows) < limit and (line := self._next_line()):
             try:
                 row, _ = decode(line[:-1])
             except BadLineError:
@@ -158,24 +148,50 @@ class HistoryReader:
             self._file.close()
             self._file = None
 
-    def _open_next(self) -> bool:
-        """Open the file with the next row, or the first one after the file that is open."""
+    def _next_line(self) -> bytes:
+        """The next whole line, of whichever file; empty when there is none for now."""
         while True:
-            files = closed_files(self._folder)
-            current = self._folder / CURRENT
-            if (first := first_sequence(current)) is not None:
-                files.append((first, current))
-            files = [(first, path) for first, path in files if first > self._first]
-            if not files:
-                return False
-            index = 0
-            if self._first < 0:
-                index = max(0, sum(first <= self.position + 1 for first, _ in files) - 1)
-            first, path = files[index]
-            try:
-                file = path.open("rb")
-            except FileNotFoundError:
-                continue  # it was closed and got its other name, or was removed for its age
-            self.close()
-            self._file, self._first = file, first
-            return True
+            if line := self._line():
+                return line
+            following = self._following()
+            if following is None:
+                return b""
+            # Nothing is added to a file once another follows it. What was, since this one's end was seen, is
+            # read first.
+            if line := self._line():
+                return line
+            self._open(*following)
+
+    def _line(self) -> bytes:
+        """The next whole line of the file that is open; empty when there is none."""
+        if self._file is None:
+            return b""
+        place = self._file.tell()
+        line = self._file.readline()
+        if line.endswith(b"\n"):
+            return line
+        self._file.seek(place)  # the rest of the row may come
+        return b""
+
+    def _following(self) -> tuple[int, Path] | None:
+        """The file with the next row, or the first one after the file that is open."""
+        files = closed_files(self._folder)
+        current = self._folder / CURRENT
+        if (first := first_sequence(current)) is not None:
+            files.append((first, current))
+        files = [(first, path) for first, path in files if first > self._first]
+        if not files:
+            return None
+        index = 0
+        if self._first < 0:
+            index = max(0, sum(first <= self.position + 1 for first, _ in files) - 1)
+        return files[index]
+
+    def _open(self, first: int, path: Path) -> None:
+        """Go over to a file, unless it got its other name meanwhile, or was removed for its age."""
+        try:
+            file = path.open("rb")
+        except FileNotFoundError:
+            return
+        self.close()
+        self._file, self._first = file, first

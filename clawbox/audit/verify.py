@@ -173,7 +173,7 @@ def _lines(folder: Path) -> Iterator[tuple[str, int, bytes]]:
         with contextlib.ExitStack() as stack:
             # Opened before the others are listed: a file that gets its final name meanwhile is not missed.
             current = None
-            if (folder / CURRENT).exists():
+            with contextlib.suppress(FileNotFoundError):  # it is being replaced, or there is none
                 current = stack.enter_context((folder / CURRENT).open("rb"))
             paths = [(first, path) for first, path in closed_files(folder) if first > done]
             if not paths:
