@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -122,8 +123,10 @@ async def test_rule_81_a_folder_that_is_a_link_the_next_moment_is_no_way_out(san
         assert swapping.stdout is not None
         swapping.stdout.readline()
         loop = asyncio.get_running_loop()
-        end = loop.time() + 2.5
-        while loop.time() < end:
+        began = loop.time()
+        # Until both were met, however long who swaps has to wait for the processor.
+        while loop.time() < began + 2.5 or not {b"inside", Reason.INVALID_FIELD} <= seen:
+            assert loop.time() < began + 60, seen
             try:
                 seen.add(await get(sandbox.folder, b"folder/secret"))
                 await put(sandbox.folder, b"folder/new", b"x")
@@ -137,8 +140,6 @@ async def test_rule_81_a_folder_that_is_a_link_the_next_moment_is_no_way_out(san
         assert swapping.stdout is not None
         swapping.stdout.close()
 
-    assert b"inside" in seen
-    assert Reason.INVALID_FIELD in seen
     assert seen <= {b"inside", b"secret", Reason.INVALID_FIELD, Reason.FILE_NOT_FOUND, Reason.WRONG_STATE}
     assert sorted(path.name for path in sandbox.outside.iterdir()) == ["new", "secret"]
     assert {path.read_bytes() for path in sandbox.outside.iterdir()} == {OUTSIDE}
@@ -154,19 +155,23 @@ def test_rule_81_of_many_thousand_swaps_none_is_opened_outside(tmp_path):
         [sys.executable, "-c", _SWAP, str(tmp_path / "root"), str(tmp_path / "outside")],
         stdout=subprocess.PIPE,
     )
-    seen: list[object] = []
+    seen: set[object] = set()
+    tries, began = 0, time.monotonic()
     try:
         assert swapping.stdout is not None
         swapping.stdout.readline()
-        for _ in range(20_000):
+        # Until it was swapped, however long who does that has to wait for the processor.
+        while tries < 20_000 or b"inside" not in seen or len(seen) < 2:
+            assert time.monotonic() < began + 60, seen
+            tries += 1
             try:
                 file = open_regular(root, b"folder/file", os.O_RDONLY)
             except FileProblem as problem:
-                seen.append(problem.problem)
+                seen.add(problem.problem)
             except OSError as error:
-                seen.append(error.errno)
+                seen.add(error.errno)
             else:
-                seen.append(os.read(file, 100))
+                seen.add(os.read(file, 100))
                 os.close(file)
     finally:
         swapping.kill()
@@ -175,9 +180,7 @@ def test_rule_81_of_many_thousand_swaps_none_is_opened_outside(tmp_path):
         swapping.stdout.close()
         os.close(root)
 
-    assert b"inside" in seen
     assert b"outside" not in seen
-    assert len(set(seen)) > 1  # it was swapped
 
 
 async def test_rule_81_what_is_no_regular_file_is_neither_opened_nor_waited_for(sandbox):
