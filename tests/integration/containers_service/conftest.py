@@ -100,7 +100,13 @@ async def _end_of(call: Any) -> None:
 
 
 @pytest.fixture
-async def service(tmp_path: Any) -> AsyncIterator[Service]:
+def grace_ms() -> int:
+    """What a server that drains gives calls that go on."""
+    return 2_000
+
+
+@pytest.fixture
+async def service(tmp_path: Any, grace_ms: int) -> AsyncIterator[Service]:
     for above in (tmp_path, *tmp_path.parents[:2]):
         above.chmod(0o755)
     folder = tmp_path / "workspaces"
@@ -117,7 +123,7 @@ async def service(tmp_path: Any) -> AsyncIterator[Service]:
         launcher = await stack.enter_async_context(Launcher({KIND: KIND_OBJECT}, None))
         store = await stack.enter_async_context(Store(sqlite_url(state / "state.db")))
         server = await stack.enter_async_context(
-            RpcServer(ServerSettings(port=0, grace_ms=2_000), tokens, metrics)
+            RpcServer(ServerSettings(port=0, grace_ms=grace_ms), tokens, metrics)
         )
         servicer = ContainersServicer(
             manager,
@@ -138,7 +144,7 @@ async def service(tmp_path: Any) -> AsyncIterator[Service]:
                 f"127.0.0.1:{server.port}", options=[("grpc.max_receive_message_length", 64 << 20)]
             )
         )
-        yield Service(
+        made = Service(
             server,
             containers_pb2_grpc.ContainersStub(channel),
             manager,
@@ -148,4 +154,6 @@ async def service(tmp_path: Any) -> AsyncIterator[Service]:
             metrics,
             launcher,
         )
-        assert launcher.children == 0
+        yield made
+        # One whose call was cancelled while it was forked is killed once it is known.
+        await made.until(lambda: launcher.children == 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -95,11 +96,11 @@ async def test_rule_95_a_request_of_too_many_parts_is_refused_and_the_loop_goes_
 
     async def others() -> None:
         nonlocal longest
-        loop = asyncio.get_running_loop()
         while True:
-            began = loop.time()
+            # What this thread used, and not what others of a busy machine did meanwhile.
+            began = time.thread_time()
             await asyncio.sleep(0)
-            longest = max(longest, loop.time() - began)
+            longest = max(longest, time.thread_time() - began)
 
     watching = asyncio.create_task(others())
     try:

@@ -268,14 +268,23 @@ async def test_what_a_container_uses(backend, make):
 
     before = time.time_ns()
     usage = await backend.usage(engine_id)
+    after = time.time_ns()
 
-    assert before - SECOND < usage.time_ns < time.time_ns() + SECOND
+    assert before - SECOND < usage.time_ns < after + SECOND
     assert 20 << 20 <= usage.memory_bytes < 60 << 20
     assert usage.memory_limit_bytes == 256 << 20
     assert 1 <= usage.pids <= 3
     assert usage.pids_limit == 33
     assert usage.cpu_ns > 0
-    assert time.time_ns() - before < SECOND
+    # It waits for no second sample, a second later; where the machine was too busy to show that, once more.
+    for _ in range(5):
+        if after - before < SECOND:
+            break
+        await asyncio.sleep(2)  # so long Docker 20.10 measures on, and whoever asks waits for its next turn
+        before = time.time_ns()
+        await backend.usage(engine_id)
+        after = time.time_ns()
+    assert after - before < SECOND
 
 
 async def test_an_image_is_what_its_author_said(backend, images):

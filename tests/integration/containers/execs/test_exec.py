@@ -192,12 +192,13 @@ class TestNobodyAttached:
     def times(self):
         return ExecTimes(detached=0.2, remembered=0.5)
 
-    async def test_it_is_killed_after_a_time(self, inside, read):
+    async def test_it_is_killed_after_a_time(self, inside):
         held = await inside.start("sh", "-c", "setsid sleep 1000 & sleep 1000", exec_id="mine")
+        process = inside.execs._known["alice", "mine"]
         held.detach()
         await inside.nothing_inside()
-        ended = await read(inside.execs.attach("mine", ALICE, 0, 0)).to_end()
-        assert ended.reason == "nobody was attached to it any more"
+        await until(lambda: process.is_over)
+        assert process.ended.reason == "nobody was attached to it any more"
 
     async def test_not_when_it_is_to_go_on(self, inside):
         held = await inside.start("sh", "-c", "sleep 1; exit 6", keep_running=True, exec_id="mine")

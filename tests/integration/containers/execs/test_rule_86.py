@@ -1,6 +1,7 @@
 """Whatever a process does, it is in its own cgroup and is killed with it (docs/security.md, 86)."""
 
 import asyncio
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ async def test_rule_86_a_time_limit_ends_a_fork_bomb(make):
 
 
 async def test_rule_86_a_call_that_is_cancelled_leaves_nothing(inside, read):
-    held = await inside.start("sh", "-c", "sleep 1000 & echo ready; sleep 1000", exec_id="other")
+    held = await inside.start("sh", "-c", "sleep 1000 & sleep 1000 & echo ready; wait", exec_id="other")
     await read(held).until(b"ready\n")
     before = len(inside.pids())
     running = asyncio.ensure_future(inside.run("sh", "-c", ESCAPE))
@@ -109,13 +110,18 @@ async def test_rule_86_a_signal_reaches_its_process_group_and_nobody_else(inside
     held = await inside.start("sh", "-c", script)
     other = await inside.start("sleep", "1000")
     reader = await read(held).until(b"ready\n")
+
+    def sleeping():
+        """Its child in a session of its own, and the other exec."""
+        return sum(_proc(pid, "cmdline") == b"sleep\x001000\x00" for pid in inside.pids())
+
+    # Until it is one of its own, its child is in the group.
+    await until(lambda: sleeping() == 2)
     await held.signal("USR1")
     await reader.until(b"told\n")
     await held.signal("KILL")
     assert (await reader.to_end()).exit_code == 137
-    # Its child in a session of its own, and the other exec.
-    commands = [_proc(pid, "cmdline") for pid in inside.pids()]
-    assert commands.count(b"sleep\x001000\x00") == 2
+    assert sleeping() == 2
     await other.signal("KILL")
 
 
@@ -154,9 +160,10 @@ async def test_rule_86_an_engine_that_goes_away_takes_the_process_along(inside, 
 
 
 async def test_rule_86_a_gate_that_dies_before_it_is_let_go_runs_nothing(inside):
+    own = set(inside.pids())
     starting = asyncio.ensure_future(inside.run("sh", "-c", "echo x > /workspace/ran"))
     await until(lambda: starting.done() or len(inside.pids()) > 2)
-    for pid in inside.pids()[2:]:
+    for pid in set(inside.pids()) - own:
         end_process(pid)
     await asyncio.wait([starting])
     failed = starting.exception()
@@ -165,4 +172,7 @@ async def test_rule_86_a_gate_that_dies_before_it_is_let_go_runs_nothing(inside)
 
 
 def _proc(pid, name):
-    return Path(f"/proc/{pid}/{name}").read_bytes()
+    """Empty once it is gone."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    return b""

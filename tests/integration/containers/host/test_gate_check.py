@@ -219,6 +219,8 @@ async def test_rule_79_another_program_than_the_gate_is_noticed(start):
 
 async def test_rule_79_a_container_that_ended_is_no_container(start):
     started = start()
+    # One that comes to a FIFO that nobody holds waits for ever.
+    await started.fifo.wait_for_gate(10)
     started.fifo.close()
     assert started.api.wait(started.engine_id) == 127
 

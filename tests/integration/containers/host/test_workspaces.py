@@ -45,6 +45,13 @@ def everything(root: Path) -> list[str]:
     return sorted(str(path.relative_to(root)) for path in root.rglob("*"))
 
 
+async def emptied(folder: Path) -> None:
+    """Return once nothing is in a folder."""
+    async with asyncio.timeout(60):
+        while await asyncio.to_thread(lambda: list(folder.iterdir())):  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.01)
+
+
 async def test_a_fresh_workspace_is_the_users_alone_and_goes(workspaces):
     made = await workspaces.acquire("alice", "", container_id=new_id(), user=ONE)
 
@@ -121,6 +128,8 @@ async def test_deep_and_hostile_trees_are_deleted_whole(workspaces, tmp_path):
 
     await workspaces.delete("alice", "kept")
 
+    assert not made.path.exists()
+    await emptied(workspaces.root / "trash")  # so much may still be under way
     assert everything(workspaces.root) == sorted(
         [made.path.parents[1].name, "trash"],
     )
@@ -132,9 +141,8 @@ async def test_a_deletion_that_broke_off_is_gone_on_with_by_the_next_server(tmp_
         trash = first.root / "trash"
     (trash / "left" / "a" / "b").mkdir(parents=True)
 
-    async with Workspaces(tmp_path / "workspaces", 1, max_kept=100), asyncio.timeout(20):
-        while await asyncio.to_thread(lambda: list(trash.iterdir())):  # noqa: ASYNC110 - nothing tells of it
-            await asyncio.sleep(0.01)
+    async with Workspaces(tmp_path / "workspaces", 1, max_kept=100):
+        await emptied(trash)
 
 
 async def test_fresh_ones_without_their_container_are_deleted_and_kept_ones_stay(workspaces):

@@ -47,7 +47,7 @@ async def test_a_program_that_dies_at_once_loses_nothing(capture, program):
 
 
 async def test_a_reader_follows_and_ends_with_the_container(capture, program):
-    one = await program("echo first; trap 'echo last; exit' TERM; while :; do sleep 0.1; done")
+    one = await program("trap 'echo last; exit' TERM; echo first; while :; do sleep 0.1; done")
     before = time.time_ns()
     await one.start(capture)
     async with asyncio.timeout(30):
@@ -63,8 +63,15 @@ async def test_a_reader_follows_and_ends_with_the_container(capture, program):
 
 
 async def test_a_reader_begins_where_it_wants_to(capture, program):
-    one = await program("for i in 1 2 3; do echo out $i; sleep 0.05; echo err $i >&2; sleep 0.05; done")
+    # Each line when the one before is known: an engine reads the two streams on their own, in no order.
+    told = "until [ $told ]; do sleep 0.02; done; told="
+    lines = f"for i in 1 2 3; do echo out $i; {told}; echo err $i >&2; {told}; done"
+    one = await program(f"trap 'told=1' USR1; {lines}")
     await one.start(capture)
+    for number in (1, 2, 3):
+        for name, stream in (("out", Stream.STDOUT), ("err", Stream.STDERR)):
+            await until_said(capture, one.id, f"{name} {number}\n".encode(), stream)
+            await one.backend.signal(one.quarters.engine_id, "SIGUSR1")
     await one.finish(capture)
     events = await read_all(capture, one.id)
     times = [event.time_ns for event in events if isinstance(event, Chunk)]
@@ -139,7 +146,7 @@ async def test_rule_76_offsets_mean_the_same_after_the_server_died(backend, prog
 
 async def test_what_could_not_be_cleaned_waits_for_the_next_sidecar(capture, program, world: World):
     world.keep("api")
-    script = f"echo before {SECRET}; printf half; trap 'echo; echo after {SECRET}; exit' TERM; {FOREVER}"
+    script = f"trap 'echo; echo after {SECRET}; exit' TERM; echo before {SECRET}; printf half; {FOREVER}"
     async with world.supervisor.sandbox(world.grant(credentials=("api",))) as door:
         one = await program(script, door=door)
         await one.start(capture)
@@ -191,7 +198,7 @@ async def test_a_flood_keeps_the_newest_and_tells_what_went(capture, program):
 
 async def test_what_the_engine_threw_away_while_nobody_read_is_told(backend, program, tmp_path):
     one = await program(
-        f"echo first; trap 'yes a line of some length | head -n 3000; echo last; exit' TERM; {FOREVER}",
+        f"trap 'yes a line of some length | head -n 3000; echo last; exit' TERM; echo first; {FOREVER}",
         log={"max-size": "20k", "max-file": "2"},
     )
     folder = tmp_path / "output"
