@@ -10,7 +10,16 @@ import pytest
 
 from clawbox.egress.messages import Limits
 from tests.egress_world import Upstream, answers
-from tests.egress_world.client import BrokenOffError, ca, get, inner, read_reply, tunnel
+from tests.egress_world.client import (
+    BrokenOffError,
+    ca,
+    get,
+    inner,
+    read_chunk,
+    read_head,
+    read_reply,
+    tunnel,
+)
 from tests.egress_world.sandbox import request, sandbox
 from tests.egress_world.upstream import before_body
 
@@ -250,9 +259,17 @@ async def test_rule_71_a_kept_connection_that_has_gone_is_replaced_without_a_wor
 
 
 async def test_rule_53_an_answer_over_the_limit_is_an_error_and_never_cut(tmp_path):
+    begun = asyncio.Event()
+
+    async def chunks(exchange):
+        await exchange.head(200, [("Content-Type", "text/plain"), ("Transfer-Encoding", "chunked")])
+        await begun.wait()  # what comes all at once is refused with a status
+        for _ in range(100):
+            await exchange.send(b"3e8\r\n" + b"x" * 999 + b"\n\r\n")
+
     routes = {
         "/stated": answers.stream(100_000),
-        "/chunks": answers.chunked([b"x" * 999 + b"\n"] * 100),
+        "/chunks": chunks,
         "/small": answers.body(b"x" * 60_000),
     }
     async with (
@@ -262,5 +279,11 @@ async def test_rule_53_an_answer_over_the_limit_is_an_error_and_never_cut(tmp_pa
         for path in ("/stated", "/small"):
             reply = await get(box, f"http://api.test{path}")
             assert (reply.status, reply.reason) == (502, "upstream_body_too_large")
-        with pytest.raises(BrokenOffError):
-            await get(box, "http://api.test/chunks")
+        wires = await box.connect()
+        await wires.send(request("http://api.test/chunks"))
+        assert (await read_head(wires)).status == 200
+        begun.set()
+        with pytest.raises((EOFError, ConnectionError)):
+            while await read_chunk(wires):
+                pass
+        wires.close()
