@@ -67,6 +67,10 @@ class ApartProcess(InsideProcess):
                 signal=number,
             )
 
+    def left_nothing(self) -> bool:
+        """Nobody outside sees what it left."""
+        return False
+
     async def close(self, *, kill: bool) -> bool:
         """As for others; what it started goes on when it has ended by itself."""
         closed = await super().close(kill=kill)

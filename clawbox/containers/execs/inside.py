@@ -274,6 +274,10 @@ class InsideProcess:
                 finally:
                     os.close(pidfd)
 
+    def left_nothing(self) -> bool:
+        """Whether it has ended, and nothing that it started goes on. Blocking."""
+        return self.gone.done() and not self.cgroup.pids()
+
     async def facts(self) -> ExecFacts | None:
         """What the engine says of it; None: it does not answer, or knows nothing of it."""
         try:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 REST_SECONDS: Final = 1.0
 """How long, once the process has ended, the rest of its output is waited for: whatever it left running may
 hold its streams open for ever."""
+LAST_SECONDS: Final = 10.0
+"""The same where it left nothing running. The engine ends the streams when it has given on all that was
+written, which takes it long on a busy machine; that would be lost, and nobody be told."""
 REST_BYTES: Final = 4 << 20
 """Most of such a rest: more than pipes and the engine hold back, less than what it left could write."""
 
@@ -50,8 +53,9 @@ class ProcessOutput:
         """What was found in it so far."""
         return findings({name: cleaned.findings for name, cleaned in self._cleaned.items()})
 
-    def process_ended(self) -> None:
-        """Only what was written until now is still to come."""
+    def process_ended(self, *, alone: bool) -> None:
+        """Only what was written until now is still to come; ``alone``: it left nothing running."""
+        self._rest_seconds = LAST_SECONDS if alone else REST_SECONDS
         self._ended.set()
 
     async def run(self) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from clawbox.containers.backend import Stream
-from clawbox.containers.execs import Cut
+from clawbox.containers.docker.execs import ExecConnection
+from clawbox.containers.execs import Cut, output
 from clawbox.errors import ClawboxError, Reason
 from tests.integration.containers.execs.conftest import until
 
@@ -89,6 +90,19 @@ async def test_what_it_leaves_running_goes_on_and_keeps_nobody_waiting(inside):
     assert len(inside.pids()) == 3
     await inside.end()
     assert inside.children() == []
+
+
+async def test_what_it_wrote_is_not_lost_however_late_the_engine_gives_it_on(inside, monkeypatch):
+    read = ExecConnection.read
+
+    async def late(stream):
+        piece = await read(stream)
+        await asyncio.sleep(0.5)
+        return piece
+
+    monkeypatch.setattr(output, "REST_SECONDS", 0.1)
+    monkeypatch.setattr(ExecConnection, "read", late)
+    assert (await inside.run("echo", "last")).stdout == b"last\n"
 
 
 async def test_closing_its_output_is_not_its_end(inside):
