@@ -12,6 +12,7 @@ import inspect
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,16 +27,19 @@ class Steps:
         self._file = file
         self._last = last
         self._count = 0
+        # Some are in threads of their own, and none may count past the last one unseen.
+        self._lock = threading.Lock()
 
     def __call__(self, what: str) -> None:
         """One more; it may be the last."""
-        if not self._file.exists():
-            return
-        self._count += 1
-        with self._file.open("a") as file:
-            file.write(f"{what}\n")
-        if self._count == self._last:
-            os.kill(os.getpid(), signal.SIGKILL)
+        with self._lock:
+            if not self._file.exists():
+                return
+            self._count += 1
+            with self._file.open("a") as file:
+                file.write(f"{what}\n")
+            if self._count == self._last:
+                os.kill(os.getpid(), signal.SIGKILL)
 
     def behind(self, owner: type, name: str) -> None:
         """Have the end of a method be a step."""
@@ -43,7 +47,13 @@ class Steps:
 
         @functools.wraps(method)
         async def asynchronous(*arguments: Any, **options: Any) -> Any:
-            result = await method(*arguments, **options)
+            try:
+                result = await method(*arguments, **options)
+            except Exception:
+                # Refused is a step, too: whether the engine has seen by now that what is to die is dead is
+                # a matter of moments.
+                self(f"{owner.__name__}.{name}")
+                raise
             self(f"{owner.__name__}.{name}")
             return result
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 
 import grpc
 import pytest
@@ -103,13 +104,16 @@ def test_all_recovers_when_the_engine_was_away(stop, engine, image, world):
 
 def test_a_time_limit_is_kept_while_the_engine_is_away(engine, image, world):
     with world.server() as server, client_of(server) as client:
-        timed = client.spawn("timed", image=image, command=TALKS, timeout_ms=3_000)
+        # Long enough that a busy machine has seen it run, and killed the engine, by then.
+        timed = client.spawn("timed", image=image, command=TALKS, timeout_ms=6_000)
         until_said(client, timed.container_id, "began")
         pid = world.pid(timed)
         engine.kill()  # its containers go on without it
-        is_told_away(server, client)
         assert is_alive(pid)
+        is_told_away(server, client)
         eventually(lambda: not is_alive(pid), 20)
+        assert timed.expire_time is not None
+        assert datetime.now(UTC) >= timed.expire_time
         engine.start()
         found = client.wait_container(timed.container_id, deadline=60)
         assert (found.state.name, found.state_reason) == ("TIMED_OUT", "its time limit was reached")

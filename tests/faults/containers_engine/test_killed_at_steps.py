@@ -45,9 +45,11 @@ class Deaths:
             wrapper = (sys.executable, str(DYING), str(self._steps), str(step))
             with self._world.server(wrapper=wrapper) as server, client_of(server) as client:
                 yield server, client, self._steps.touch
-                if server.process.poll() is None:
+                counted = self._steps.read_text().splitlines() if self._steps.exists() else []
+                if len(counted) < step:
                     return
-                self.names.append(self._steps.read_text().splitlines()[-1])
+                server.process.wait(10)
+                self.names.append(counted[-1])
         raise AssertionError(f"there is no end of steps: {self.names}")
 
 

@@ -49,6 +49,12 @@ def imposters(engine_api):
         engine_api.remove_container(container)
 
 
+def workspace_of(world, container):
+    """Where what is /workspace to a container is on the host."""
+    (mount,) = [one for one in world.facts(container)["Mounts"] if one["Destination"] == "/workspace"]
+    return Path(mount["Source"])
+
+
 def reaped(world):
     """Names of the containers that were removed, as the audit log has it."""
     return {row["fields"]["container_id"] for row in world.left.audit("container_reaped")}
@@ -61,11 +67,13 @@ def test_rule_83_containers_are_known_by_their_labels_when_all_else_is_lost(worl
         named = client.spawn(
             "named", image=busybox_image, hold=True, workspace_id="mine", timeout_ms=600_000, memory_mb=64
         )
-        over = client.spawn("over", image=busybox_image, command=["sh", "-c", "sleep 0.5; exit 4"])
+        ends = ["sh", "-c", "until test -e /workspace/go; do sleep 0.05; done; exit 4"]
+        over = client.spawn("over", image=busybox_image, command=ends)
         client.write_file(named.container_id, "/workspace/kept", b"mine")
         before = {one.container_id: client.get_container(one.container_id) for one in (talks, named)}
         pids = [world.pid(one) for one in (talks, named)]
         kill(server)
+    (workspace_of(world, over) / "go").touch()
     eventually(lambda: world.facts(over)["State"]["Status"] == "exited")
     lose_state(world)
     with world.server() as server, client_of(server) as client:
@@ -175,8 +183,7 @@ def test_rule_83_another_identity_key_is_another_installation(world, busybox_ima
     # Neither its start nor its end did anything to it.
     assert is_alive(pid)
     assert reaped(world) == set()
-    (mount,) = [one for one in world.facts(old)["Mounts"] if one["Destination"] == "/workspace"]
-    assert Path(mount["Source"], "kept").read_bytes() == b"mine"
+    assert (workspace_of(world, old) / "kept").read_bytes() == b"mine"
     assert world.left.containers() == set()
     world.engine.remove_container(old.name)
 
