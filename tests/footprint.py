@@ -72,10 +72,16 @@ class BusyWorkers:
 
 @contextlib.contextmanager
 def held(server: LiveServer) -> Iterator[None]:
-    """No run gets on meanwhile: neither to its end, nor those that begin."""
-    stopped = workers(server)
+    """No run gets on meanwhile: neither to its end, nor does one begin."""
+    eventually(lambda: forkserver(server) is not None)
+    parent = forkserver(server)
+    assert parent is not None
+    stopped = [parent]
     try:
-        for pid in stopped:
+        os.kill(parent, signal.SIGSTOP)
+        eventually(lambda: _state_of(parent) == "T")  # from here on there is no other worker
+        for pid in workers(server):
+            stopped.append(pid)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGSTOP)
         yield
@@ -113,10 +119,15 @@ def name_of(pid: int) -> str:
 
 def is_alive(pid: int) -> bool:
     """Whether a process is there and no zombie."""
+    return _state_of(pid) not in {"", "Z", "X"}
+
+
+def _state_of(pid: int) -> str:
+    """What the kernel says that a process does (proc(5)); empty once it is gone."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
-        return False
+        return ""
 
 
 def eventually(

@@ -22,10 +22,10 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 def test_what_runs_may_finish(serve, sig):
     with serve() as server, admin(server) as caller:
         children = server.descendants()
-        calls = [caller.begin("second") for _ in range(2)]
-        queued = caller.begin("echo", "7")
-        eventually(lambda: caller.status().running_executions == 2)
         with held(server):  # a second is soon over where much else goes on
+            calls = [caller.begin("second") for _ in range(2)]
+            eventually(lambda: caller.status().running_executions == 2)
+            queued = caller.begin("echo", "7")
             eventually(lambda: caller.status().queued_executions == 1)
             watch = caller.channel.unary_stream(
                 "/grpc.health.v1.Health/Watch",

@@ -41,6 +41,7 @@ def test_metrics_count_what_happened(serve):
         assert during["clawbox_rpcs_in_flight"] == 1
         call.cancel()
         eventually(lambda: scrape(server)["clawbox_executions_running"] == 0)
+        eventually(lambda: scrape(server)["clawbox_tools_loaded"] == 5)  # they may have had to be compiled
         after = scrape(server)
     execute = 'method="/clawbox.v1.Sandbox/Execute"'
     counted = {

@@ -241,6 +241,7 @@ async def test_a_page_token_is_for_its_own_list(stack):
 
 
 async def test_a_tool_is_described(stack):
+    await execute(stack)  # which waits until it is compiled
     tool = await stack.sandbox.GetTool(pb.GetToolRequest(name="echo"), metadata=stack.as_("bob"))
     assert (tool.state, tool.abi) == (pb.TOOL_STATE_READY, pb.TOOL_ABI_COMMAND_MODULE)
     assert tool.digest == hashlib.sha256(ECHO).hexdigest()
