@@ -176,9 +176,13 @@ class Monitor:
     async def _check(self) -> None:
         """End containers that are not as they must be (docs/security.md, 64 and 99)."""
         for entry in list(self._lifecycle.entries.values()):
-            ending = await self._wrong(entry)
-            if ending is not None:
-                await self._lifecycle.end(entry, ending, 0)
+            try:
+                ending = await self._wrong(entry)
+                if ending is not None:
+                    await self._lifecycle.end(entry, ending, 0)
+            except (ClawboxError, OSError) as error:
+                # The others are looked at all the same.
+                _log.warning("container %s could not be checked: %s", entry.container_id, error)
 
     async def _wrong(self, entry: Entry) -> Ending | None:
         quarters = entry.quarters
@@ -187,6 +191,8 @@ class Monitor:
         if quarters.door is not None and quarters.door.failure:
             return Ending.UNSAFE
         workspaces = self._around.workspaces
-        if await workspaces.measure(quarters.workspace) > workspaces.max_bytes:
-            return Ending.WORKSPACE
-        return None
+        try:
+            size = await workspaces.measure(quarters.workspace)
+        except FileNotFoundError:
+            return None  # somebody deleted it, and nothing more can be made in it
+        return Ending.WORKSPACE if size > workspaces.max_bytes else None
