@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from clawbox.containers.backend import ConflictError, EngineError
 from clawbox.containers.entry import Entry
+from clawbox.containers.killing import ask_to_end, kill
 from clawbox.containers.making import now_ms
 from clawbox.containers.quarters import quarters_of
 from clawbox.containers.record import Container, EgressState
@@ -175,55 +174,21 @@ class Lifecycle:
         quarters = entry.quarters
         if quarters is None:
             return
-        if grace_seconds > 0 and await self._asked_to_end(container):
+        backend = self._around.backend
+        if grace_seconds > 0 and await ask_to_end(backend, container, quarters):
             try:
                 async with asyncio.timeout(grace_seconds):
                     await quarters.ended.wait()
             except TimeoutError:
                 pass
         while not quarters.ended.is_set():
-            await self._kill(entry, container)
+            await kill(backend, container, quarters)
             self.look(entry.container_id)
             try:
                 async with asyncio.timeout(KILL_SECONDS):
                     await quarters.ended.wait()
             except TimeoutError:
                 _log.warning("container %s was killed and is still there", entry.container_id)
-
-    async def _asked_to_end(self, container: Container) -> bool:
-        """Whether its program was sent its stop signal."""
-        try:
-            await self._around.backend.signal(container.engine_id, container.identity.stop_signal)
-        except (EngineError, ClawboxError):
-            return False
-        await self._thaw(container)
-        return True
-
-    async def _kill(self, entry: Entry, container: Container) -> None:
-        quarters = entry.quarters
-        assert quarters is not None
-        if quarters.pidfd >= 0:
-            # At once, and whether or not the engine answers.
-            try:
-                signal.pidfd_send_signal(quarters.pidfd, signal.SIGKILL)
-            except ProcessLookupError:
-                return
-            except OSError as error:
-                _log.warning("container %s cannot be killed by its process: %s", entry.container_id, error)
-        try:
-            await self._around.backend.signal(container.engine_id, "SIGKILL")
-        except ConflictError:
-            pass
-        except (EngineError, ClawboxError) as error:
-            _log.warning("container %s cannot be killed by the engine: %s", entry.container_id, error)
-        await self._thaw(container)
-
-    async def _thaw(self, container: Container) -> None:
-        """Frozen processes take no signal."""
-        try:
-            await self._around.backend.unpause(container.engine_id)
-        except (EngineError, ClawboxError):
-            return  # not frozen, as a rule
 
     async def _finish(
         self, entry: Entry, container: Container, status: Status, facts: ContainerFacts | None

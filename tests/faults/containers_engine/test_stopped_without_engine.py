@@ -31,7 +31,9 @@ def test_one_that_is_stopped_while_the_engine_is_away_ends_as_it_wants(start_eng
         engine.kill()
         wait_for_containers(server, serving=False)
         with ThreadPoolExecutor(1) as thread:
-            stopping = thread.submit(client.stop_container, program.container_id, grace_ms=60_000, deadline=90)
+            stopping = thread.submit(
+                client.stop_container, program.container_id, grace_ms=60_000, deadline=90
+            )
             eventually(lambda: not is_alive(pid))
             engine.start()
             stopped = stopping.result()
