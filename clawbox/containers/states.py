@@ -51,6 +51,8 @@ class Ending(enum.Enum):
     """Its workspace holds more than it may."""
 
 
+_SIGKILL_CODE: Final = 128 + 9
+
 _ENDED: Final = {
     Ending.TIMEOUT: (State.TIMED_OUT, "its time limit was reached"),
     Ending.LIFETIME: (State.TIMED_OUT, "its lifetime was over"),
@@ -115,6 +117,7 @@ class Exited:
 
     exit_code: int
     oom_killed: bool = False
+    """Whether a process in it was killed for memory, its program or another."""
     error: str = ""
     """What the engine says of a program that it could not start."""
 
@@ -165,12 +168,14 @@ def _begin_ending(status: Status, ending: Ending) -> Status:
 
 
 def _exited(status: Status, event: Exited) -> Status:
-    ended = replace(status, exit_code=event.exit_code, oom_killed=event.oom_killed)
     code = event.exit_code
+    # The engine says only that something in it was killed for memory, which its program may have outlived.
+    out_of_memory = event.oom_killed and code == _SIGKILL_CODE
+    ended = replace(status, exit_code=code, oom_killed=out_of_memory)
     if status.ending is not None:
         state, reason = _ENDED[status.ending]
         return replace(ended, state=state, reason=reason)
-    if event.oom_killed:
+    if out_of_memory:
         return replace(ended, state=State.FAILED, reason="it was killed because its memory was used up")
     if _killed_outside(status, code):
         return replace(

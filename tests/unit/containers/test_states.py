@@ -60,6 +60,14 @@ def test_one_that_was_killed_for_memory_has_failed_and_says_so():
     assert "memory" in status.reason
 
 
+@pytest.mark.parametrize(("code", "state"), [(0, State.COMPLETED), (3, State.FAILED)])
+def test_one_that_outlived_what_was_killed_for_memory_ended_by_itself(code, state):
+    status = follow(Started(), Exited(code, oom_killed=True))
+
+    assert (status.state, status.exit_code, status.oom_killed) == (state, code, False)
+    assert status.reason == f"its program exited with {code}"
+
+
 def test_one_that_could_not_be_started_has_failed_without_an_exit_code():
     status = follow(Exited(127, error="OCI runtime create failed: /var/lib/docker/…"))
 
