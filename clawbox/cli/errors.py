@@ -144,8 +144,10 @@ _CODES = {
 }
 
 _HINTS = {
+    "CONTAINER_LIMIT": "`clawbox ps` shows what runs, and `clawbox kill ID` ends one",
     "CONTAINER_NOT_FOUND": "`clawbox ps -a` shows what there is",
     "CREDENTIALS_UNREADABLE": "",
+    "DOCKER_UNAVAILABLE": "`clawbox status` says why",
     "EXEC_NOT_FOUND": "What is executed ends when the server does, or when nobody is connected for 30 s",
     "INVALID_FIELD": "",
     "INVALID_INPUT": "`clawbox tools get TOOL` shows what it accepts",
@@ -192,7 +194,8 @@ def _call_hint(error: clawbox_client.ClawboxError) -> str:
             "with --token-file FILE or in CLAWBOX_TOKEN"
         )
     if error.retry_after:
-        return f"Try again in {error.retry_after:g} s"
+        again = f"Try again in {error.retry_after:g} s"
+        return f"{_HINTS[error.reason]}. {again}" if error.reason in _HINTS else again
     if error.code.name == "INTERNAL" and error.request_id:
         return f"The server's log has the cause under request id {error.request_id}"
     if error.code.name == "UNAVAILABLE" and not error.reason:
