@@ -7,7 +7,7 @@ import signal
 from typing import TYPE_CHECKING
 
 from clawbox.containers.backend import ConflictError, EngineError
-from clawbox.containers.making import has_own_kernel
+from clawbox.containers.runtimes import has_own_kernel
 from clawbox.errors import ClawboxError, Reason
 
 if TYPE_CHECKING:

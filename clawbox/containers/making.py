@@ -28,6 +28,7 @@ from clawbox.containers.labels import mac_text, to_labels
 from clawbox.containers.mounts import WORKSPACE, MountError
 from clawbox.containers.narrowing import Isolation
 from clawbox.containers.quarters import quarters_of
+from clawbox.containers.runtimes import has_own_kernel
 from clawbox.containers.spec import ContainerPlan, bind_mounts, build, engine_name
 from clawbox.containers.states import Started, after, expiry
 from clawbox.containers.users import User
@@ -230,11 +231,6 @@ def _ended_early() -> ClawboxError:
     return ClawboxError(
         Reason.SANDBOX_UNAVAILABLE, "the container ended before its program began", retry_after=1.0
     )
-
-
-def has_own_kernel(runtime: str) -> bool:
-    """Whether what a runtime runs is under a kernel of its own, so that the host sees nothing of it."""
-    return any(name in runtime for name in ("runsc", "kata"))
 
 
 def _unsafe(container: Container, error: Exception) -> ClawboxError:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from clawbox.children.enforcement import Enforcement
+from clawbox.containers.runtimes import has_own_kernel
 
 if TYPE_CHECKING:
     from clawbox.containers.backend import EngineFacts
@@ -18,7 +19,6 @@ _KNOWN_FLAWS: Final = (
     ((1, 2, 8), "CVE-2025-31133, CVE-2025-52565 and CVE-2025-52881"),
 )
 _FIXED_IN_1_3: Final = (1, 3, 3)
-_SHARED_KERNEL: Final = frozenset(("", "runc", "crun"))
 _VERSION: Final = re.compile(r"v?(\d+)\.(\d+)(?:\.(\d+))?")
 
 
@@ -76,7 +76,7 @@ def enforcements(status: ContainersStatus) -> tuple[Enforcement, ...]:
     facts = status.engine
     if facts is None:
         return ()
-    apart = status.runtime not in _SHARED_KERNEL
+    apart = has_own_kernel(status.runtime)
     return (
         _either(
             "container_seccomp",

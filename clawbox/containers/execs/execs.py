@@ -19,7 +19,7 @@ from clawbox.containers.execs.output import ProcessOutput
 from clawbox.containers.execs.process import ExecProcess
 from clawbox.containers.execs.run import Beginnings, feed
 from clawbox.containers.host.cgroups import CgroupError
-from clawbox.containers.making import has_own_kernel
+from clawbox.containers.runtimes import has_own_kernel
 from clawbox.containers.states import Operation, require
 from clawbox.errors import ClawboxError, Reason
 from clawbox.uninterrupted import uninterrupted

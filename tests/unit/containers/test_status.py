@@ -72,3 +72,18 @@ def test_what_this_machine_cannot_give_is_said() -> None:
         "container_exec_ended_alone",
     }
     assert enforcements(status(None)) == ()
+
+
+@pytest.mark.parametrize("runtime", ["", "crun", "youki", "nvidia", "io.containerd.runc.v2"])
+def test_a_runtime_that_shares_the_hosts_kernel_is_said_to(runtime) -> None:
+    told = {one.name: one.in_force for one in enforcements(status(facts(), runtime=runtime))}
+    assert not told["container_own_kernel"]
+    assert told["container_seccomp"]
+    assert told["container_seen_from_host"]
+
+
+@pytest.mark.parametrize("runtime", ["runsc", "runsc-kvm", "kata-qemu", "io.containerd.kata.v2"])
+def test_a_runtime_with_a_kernel_of_its_own_is_said_to_have_one(runtime) -> None:
+    told = {one.name: one.in_force for one in enforcements(status(facts(), runtime=runtime))}
+    assert told["container_own_kernel"]
+    assert not told["container_seccomp"]
