@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
 from clawbox.containers.backend import EngineError, NotThereError
@@ -30,7 +30,7 @@ PULLS_AT_ONCE: Final = 3
 class _Pulling:
     """One pull that several callers may wait for."""
 
-    task: asyncio.Task[None]
+    task: asyncio.Task[None] = field(init=False)
     waiting: int = 0
     last: Pull | None = None
 
@@ -63,8 +63,7 @@ class Images:
     async def _pull(self, name: str, tell: Callable[[Pull], Awaitable[None]]) -> None:
         pulling = self._pulls.get(name)
         if pulling is None:
-            pulling = self._pulls[name] = _Pulling(asyncio.create_task(self._run(name), name=f"pull {name}"))
-            pulling.task.add_done_callback(lambda _: self._pulls.pop(name, None))
+            pulling = self._begin(name)
         pulling.waiting += 1
         told = None
         try:
@@ -81,15 +80,26 @@ class Images:
         finally:
             pulling.waiting -= 1
             if not pulling.waiting and not pulling.task.done():
+                # First: who wants the image from here on has a pull of its own, and not the one given up.
+                self._leave(name, pulling)
                 pulling.task.cancel()
                 await asyncio.wait([pulling.task])
 
-    async def _run(self, name: str) -> None:
+    def _begin(self, name: str) -> _Pulling:
+        pulling = self._pulls[name] = _Pulling()
+        pulling.task = asyncio.create_task(self._run(name, pulling), name=f"pull {name}")
+        pulling.task.add_done_callback(lambda _: self._leave(name, pulling))
+        return pulling
+
+    def _leave(self, name: str, pulling: _Pulling) -> None:
+        """Nobody joins this pull any more; another one of the same image may be under way by then."""
+        if self._pulls.get(name) is pulling:
+            del self._pulls[name]
+
+    async def _run(self, name: str, pulling: _Pulling) -> None:
         async with self._turns, contextlib.aclosing(self._backend.pull(name)) as steps:
             async for step in steps:
-                pulling = self._pulls.get(name)
-                if pulling is not None:
-                    pulling.last = Pull(step.received_bytes, step.total_bytes, step.detail)
+                pulling.last = Pull(step.received_bytes, step.total_bytes, step.detail)
 
 
 def _missing(name: str, why: str) -> ClawboxError:
