@@ -152,6 +152,7 @@ def get(server: Server, *, container_id: IdArgument, json: JsonOption = False) -
             ("agent", one.agent_id),
             ("template", one.template),
             ("image", one.image),
+            ("image digest", one.image_digest),
             ("image id", one.image_id),
             ("command", " ".join(one.command)),
             ("policy", one.policy),

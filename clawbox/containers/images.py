@@ -132,6 +132,26 @@ def image_id(text: str) -> str:
     return text
 
 
+def image_digest(reference: Reference, known: Iterable[str]) -> str:
+    """What of a repository was taken: ``sha256:`` and 64 hexadecimal digits.
+
+    ``known`` is ``repository@digest``, as the engine says of the image that the reference stands for. A
+    reference that names a digest has that one. Empty: its repository is not among ``known``. One content that
+    was pushed in several forms has several; then it is the first of them in order, so always the same.
+    """
+    if reference.digest is not None:
+        return reference.digest
+    digests: list[str] = []
+    for text in known:
+        try:
+            one = _parse(text)
+        except ValueError:  # "<none>@<none>", or a digest of another algorithm
+            continue
+        if one.digest is not None and one.name == reference.name:
+            digests.append(one.digest)
+    return min(digests, default="")
+
+
 def _parse(text: str) -> Reference:
     if not text or len(text) > _MAX_REFERENCE:
         raise ValueError("is empty or too long")

@@ -53,6 +53,8 @@ class Identity:
     created_ms: int
     """When, in milliseconds since 1970."""
     grant: ContainerGrant
+    image_digest: str = ""
+    """Of :attr:`image` in its repository; empty when the engine knows none."""
     template: str = ""
     agent_id: str = ""
     request_id: str = ""
@@ -96,7 +98,7 @@ def check_labels(given: Mapping[str, str], *, at: str = "labels") -> None:
 
 def to_labels(identity: Identity) -> dict[str, str]:
     """The labels that say who a container is, without their MAC. The values are the same for the same."""
-    detail = {
+    detail: dict[str, object] = {
         "version": _VERSION,
         "owner": identity.owner,
         "template": identity.template,
@@ -121,6 +123,9 @@ def to_labels(identity: Identity) -> dict[str, str]:
         "credentials": sorted(identity.grant.credentials),
         "limits": {name: getattr(identity.grant.limits, name) for name in ContainerLimits.__slots__},
     }
+    if identity.image_digest:
+        # Absent and not empty: so were the labels of containers that are older than it.
+        detail["image_digest"] = identity.image_digest
     return {
         INSTALLATION: identity.installation,
         CONTAINER_ID: identity.container_id,
@@ -165,6 +170,7 @@ def from_labels(labels: Mapping[str, str]) -> Identity:
             request_id=detail["request_id"],
             image=detail["image"],
             image_id=detail["image_id"],
+            image_digest=detail.get("image_digest", ""),
             uid=detail["user"][0],
             gid=detail["user"][1],
             created_ms=detail["created_ms"],

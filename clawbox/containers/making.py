@@ -24,6 +24,7 @@ from clawbox.containers.host.gate_check import GateTerms, UnsafeContainerError, 
 from clawbox.containers.host.mounted import OpenedMounts
 from clawbox.containers.host.processes import ProcessGoneError, open_process
 from clawbox.containers.image_facts import stop_signal
+from clawbox.containers.images import image_digest
 from clawbox.containers.labels import mac_text, to_labels
 from clawbox.containers.mounts import WORKSPACE, MountError
 from clawbox.containers.narrowing import Isolation
@@ -110,6 +111,7 @@ class Making:
         identity = replace(
             container.identity,
             image_id=facts.image_id,
+            image_digest=image_digest(self._wanted.reference, self._image.digests),
             uid=user.uid,
             gid=user.gid,
             workspace_id=workspace.workspace_id,

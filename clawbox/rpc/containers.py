@@ -325,6 +325,7 @@ def _made(made: Container) -> dict[str, Any]:
         "container_id": made.container_id,
         "image": identity.image,
         "image_id": identity.image_id,
+        "image_digest": identity.image_digest,
         "policy": grant.isolation.value,
         "network": [str(rule) for rule in grant.network.rules],
         "credentials": sorted(grant.credentials),

@@ -136,6 +136,7 @@ def container(record: Container) -> containers_pb2.Container:
         template=identity.template,
         image=identity.image,
         image_id=identity.image_id,
+        image_digest=identity.image_digest,
         command=record.command,
         policy=policy(identity.grant.isolation),
         state=_TO_STATE[status.state],

@@ -106,6 +106,8 @@ class Container:
     template: str
     image: str
     image_id: str
+    image_digest: str
+    """Of the image in its repository; empty for one that is in none."""
     command: tuple[str, ...]
     policy: str
     """``container`` or ``container_direct``."""
@@ -289,6 +291,7 @@ def container(message: containers_pb2.Container) -> Container:
         template=message.template,
         image=message.image,
         image_id=message.image_id,
+        image_digest=message.image_digest,
         command=tuple(message.command),
         policy=word(capabilities_pb2.ExecutionPolicy.DESCRIPTOR, message.policy),
         state=ContainerState(message.state),

@@ -85,9 +85,31 @@ def test_a_digest_is_what_it_says(pulling, pushed):
     by_digest = f"{reference.rsplit(':', 1)[0]}@{digest}"
     with container(pulling.ann, image=by_digest) as made:
         assert made.image == by_digest
+        assert made.image_digest == digest
         assert made.image_id.startswith("sha256:")
     wrong = by_digest[:-4] + ("0000" if not by_digest.endswith("0000") else "1111")
     assert refused(lambda: pulling.ann.spawn("x", image=wrong, hold=True)).reason == "IMAGE_NOT_FOUND"
+
+
+def test_what_a_tag_stood_for_is_kept_with_the_container(pulling, pushed, world):
+    reference, digest, _ = pushed()
+    with container(pulling.ann, image=reference) as made:
+        assert made.image == reference
+        assert made.image_digest == digest
+        assert made.image_id != digest
+        spawned = until(
+            lambda: [row for row in pulling.audit("container_spawn") if made.container_id in str(row)]
+        )
+        assert spawned[0]["fields"]["image_digest"] == digest
+        shown = pulling.clawbox("get", made.container_id).stdout
+        assert digest in shown
+        # The tag may move; this names what runs.
+        again = f"{made.image}@{made.image_digest}"
+        with container(pulling.ann, image=again) as same:
+            assert same.image_id == made.image_id
+    # What was imported into the engine has been in no registry.
+    with container(world.ann) as imported:
+        assert imported.image_digest == ""
 
 
 def test_an_image_that_nobody_has(pulling, registry):

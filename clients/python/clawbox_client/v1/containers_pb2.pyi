@@ -366,6 +366,7 @@ class Container(_message.Message):
     FINISH_TIME_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     PURGE_TIME_FIELD_NUMBER: _builtins.int
+    IMAGE_DIGEST_FIELD_NUMBER: _builtins.int
     container_id: _builtins.str
     """Its id, a UUID."""
     name: _builtins.str
@@ -398,6 +399,12 @@ class Container(_message.Message):
     """The runtime in force: `runc`, `runsc`, `kata`."""
     request_id: _builtins.str
     """The id of the request that made it; a Watch can be opened for it before Spawn is called."""
+    image_digest: _builtins.str
+    """What `image` was in its repository, `sha256:` and 64 hexadecimal digits: `image` with `@` and this names
+    the same content again, whatever the tag stands for by then. The digest that `image` names, if it names
+    one. Empty when the engine knows none, as of images that were built or imported on its host, and of
+    containers that are older than this field.
+    """
     @_builtins.property
     def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The argument vector that runs."""
@@ -476,10 +483,11 @@ class Container(_message.Message):
         finish_time: _timestamp_pb2.Timestamp | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         purge_time: _timestamp_pb2.Timestamp | None = ...,
+        image_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "create_time", b"create_time", "egress", b"egress", "exit_code", b"exit_code", "expire_time", b"expire_time", "finish_time", b"finish_time", "grant", b"grant", "pull", b"pull", "purge_time", b"purge_time", "start_time", b"start_time", "workspace", b"workspace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "agent_id", b"agent_id", "command", b"command", "container_id", b"container_id", "create_time", b"create_time", "egress", b"egress", "env_names", b"env_names", "exit_code", b"exit_code", "expire_time", b"expire_time", "finish_time", b"finish_time", "grant", b"grant", "image", b"image", "image_id", b"image_id", "labels", b"labels", "name", b"name", "oom_killed", b"oom_killed", "owner", b"owner", "policy", b"policy", "pull", b"pull", "purge_time", b"purge_time", "request_id", b"request_id", "runtime", b"runtime", "start_time", b"start_time", "state", b"state", "state_reason", b"state_reason", "task", b"task", "template", b"template", "workspace", b"workspace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "agent_id", b"agent_id", "command", b"command", "container_id", b"container_id", "create_time", b"create_time", "egress", b"egress", "env_names", b"env_names", "exit_code", b"exit_code", "expire_time", b"expire_time", "finish_time", b"finish_time", "grant", b"grant", "image", b"image", "image_digest", b"image_digest", "image_id", b"image_id", "labels", b"labels", "name", b"name", "oom_killed", b"oom_killed", "owner", b"owner", "policy", b"policy", "pull", b"pull", "purge_time", b"purge_time", "request_id", b"request_id", "runtime", b"runtime", "start_time", b"start_time", "state", b"state", "state_reason", b"state_reason", "task", b"task", "template", b"template", "workspace", b"workspace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
     _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015
