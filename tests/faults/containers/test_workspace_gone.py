@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 from clawbox_client import ClawboxError, ContainerState
 
+from tests.footprint import eventually
+
 if TYPE_CHECKING:
     from tests.faults.containers.world import LiveWorld
 
@@ -17,12 +19,9 @@ def test_a_container_whose_workspace_is_gone_can_be_used_and_ended(world: LiveWo
     command = ["sh", "-c", "echo here > /workspace/file; while true; do sleep 1; done"]
     made = world.client.spawn("gone", image=world.image, command=command)
     other = world.client.spawn("other", image=world.image, hold=True)
-    (folder,) = (
-        path
-        for path in (world.server.home / "workspaces").glob("*/*")
-        if path.name == made.workspace.workspace_id
-    )
-    shutil.rmtree(folder / "files" if what == "files" else folder)
+    files = world.workspace_of(made)
+    eventually((files / "file").exists)  # what is made while all is deleted would be left
+    shutil.rmtree(files if what == "files" else files.parent)
     # What is mounted is still a folder, though without a name: nothing in it can be made.
     assert world.client.get_container(made.container_id).state is ContainerState.RUNNING
     script = ["sh", "-c", "ls -A /workspace; echo x > /workspace/x"]

@@ -15,7 +15,7 @@ from tests.footprint import eventually, name_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from clawbox_client import SyncClient
+    from clawbox_client import Container, SyncClient
 
     from tests.containers_world import Leftovers
     from tests.engine import EngineApi
@@ -114,6 +114,15 @@ class LiveWorld(World):
 
     server: LiveServer = field(kw_only=True)
     client: SyncClient = field(kw_only=True)
+
+    def workspace_of(self, container: Container) -> Path:
+        """Where what is /workspace to a container is on the host."""
+        (folder,) = (
+            path
+            for path in (self.server.home / "workspaces").glob("*/*")
+            if path.name == container.workspace.workspace_id
+        )
+        return folder / "files"
 
     def remove_all(self) -> None:
         """End and forget every container, and see that nothing is left."""
