@@ -461,7 +461,8 @@ class FakeContainers(containers_pb2_grpc.ContainersServicer):
         """Ends every process that still runs."""
         for process in self.processes.values():
             if process.child.returncode is None:
-                os.killpg(process.child.pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # it has ended, which asyncio does not know yet
+                    os.killpg(process.child.pid, signal.SIGKILL)
             await asyncio.gather(*process.readers)
             if process.child.stdin is not None:
                 process.child.stdin.close()
