@@ -22,6 +22,7 @@ from sqlalchemy import and_
 
 from clawbox.errors import ClawboxError, invalid_field
 from clawbox.store.tables import REQUEST_IDS
+from clawbox.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -59,6 +60,7 @@ class Slot:
         self.result = result
         """What :meth:`finish` was given by an earlier call; None: this call is the one that does it."""
         self.finished = False
+        """Whether it is remembered that the call succeeded, as is known once :meth:`finish` has ended."""
 
     async def finish(self, result: bytes) -> None:
         """Remember that the call succeeded, whatever happens to it from here on.
@@ -68,13 +70,12 @@ class Slot:
         """
         if len(result) > MAX_RESULT_BYTES:
             raise ValueError(f"a result of {len(result)} bytes cannot be remembered")
-        # Set first: a call that is cancelled while it waits has been remembered nevertheless.
+        # Together: whoever is cancelled while this waits is still to learn what became of it.
+        await uninterrupted(self._remember(result))
+
+    async def _remember(self, result: bytes) -> None:
+        await self._ids.remember(self._key, self._body_sha256, result)
         self.finished = True
-        try:
-            await self._ids.remember(self._key, self._body_sha256, result)
-        except ClawboxError:
-            self.finished = False
-            raise
 
 
 class RequestIds:

@@ -12,10 +12,29 @@ import pytest
 from clawbox.errors import ClawboxError, Reason
 from clawbox.store import Store, sqlite_url
 from clawbox.store.request_ids import MAX_RESULT_BYTES, RETENTION_S
+from clawbox.uninterrupted import uninterrupted
 
 BODY = hashlib.sha256(b"a request").digest()
 OTHER = hashlib.sha256(b"another").digest()
 ID = ("ann", "Spawn", "id-1")
+
+
+class FullDisk:
+    """A database that fails, when it is told to, once the test lets it."""
+
+    def __init__(self, database):
+        self.database = database
+        self.is_full = False
+        self.writing = asyncio.Event()
+        self.may_fail = asyncio.Event()
+
+    async def write(self, work):
+        return await (uninterrupted(self.fail()) if self.is_full else self.database.write(work))
+
+    async def fail(self):
+        self.writing.set()
+        await self.may_fail.wait()
+        raise ClawboxError(Reason.STATE_UNAVAILABLE, "the disk is full")
 
 
 @pytest.fixture
@@ -136,6 +155,34 @@ async def test_a_call_that_is_cancelled_while_it_finishes_is_remembered(store):
     await asyncio.wait([task])
     assert task.cancelled()
     assert await do(store, b"again") == (b"made", False)
+
+
+async def test_a_call_that_cannot_be_remembered_knows_it_though_it_is_cancelled(store):
+    full = FullDisk(store.request_ids._database)
+    store.request_ids._database = full
+    made = []
+
+    async def call():
+        async with store.request_ids.once(*ID, BODY) as slot:
+            made.append("made")
+            full.is_full = True
+            try:
+                await slot.finish(b"made")
+            finally:
+                if not slot.finished:
+                    made.remove("made")
+
+    task = asyncio.create_task(call())
+    await full.writing.wait()
+    task.cancel()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    full.may_fail.set()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert not made  # who sends the call again finds it undone
+    full.is_full = False
+    assert await do(store) == (b"made", True)
 
 
 async def test_a_call_that_the_end_of_a_server_interrupted_can_be_made_again(tmp_path):
