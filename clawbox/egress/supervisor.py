@@ -208,6 +208,11 @@ class EgressSupervisor:
         await self._need_keeper()
         try:
             return await self._keeper.authenticate_labels(text)
+        except KeeperUnavailableError:
+            # It had died already, maybe, and nobody knew. Of the next one the same can be asked.
+            await self._need_keeper()
+        try:
+            return await self._keeper.authenticate_labels(text)
         except KeeperUnavailableError as error:
             raise _no_keeper(str(error)) from None
 
