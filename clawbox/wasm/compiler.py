@@ -231,11 +231,12 @@ async def _run_child(order: Order, binary: bytes, *, timeout: float | None) -> _
     # A child that writes without end is stopped by this, not by the server's memory.
     most = (64 << 20) + 64 * len(binary)
     try:
-        async with asyncio.timeout(timeout), asyncio.TaskGroup() as group:
-            group.create_task(_feed(process.stdin, binary))
-            stdout = group.create_task(_read(process.stdout, most, process.kill))
-            stderr = group.create_task(_read(process.stderr, _MAX_STDERR, process.kill))
-        status = await process.wait()
+        async with asyncio.timeout(timeout):
+            async with asyncio.TaskGroup() as group:
+                group.create_task(_feed(process.stdin, binary))
+                stdout = group.create_task(_read(process.stdout, most, process.kill))
+                stderr = group.create_task(_read(process.stderr, _MAX_STDERR, process.kill))
+            status = await process.wait()  # within its time, too: to end its answer is not to end
     except TimeoutError:
         return _Ended(0, bytearray(), b"", timed_out=True)
     finally:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import wasmtime
 from wasmtime import component
 
+from clawbox.children import program
 from clawbox.errors import ClawboxError, Code, Reason
 from clawbox.wasm.compiler import Compiler, warm_builtin
 from clawbox.wasm.engine import new_engine
@@ -241,6 +243,14 @@ async def test_the_loop_is_free_while_something_compiles(compiler):
     assert not slow.done()
     slow.cancel()
     await asyncio.wait([slow])
+
+
+async def test_a_child_that_ends_its_answer_and_lives_on_is_ended_with_its_time(tmp_path, monkeypatch):
+    code = "import os, time; [os.close(number) for number in range(3)]; time.sleep(1000)"
+    monkeypatch.setattr(program, "command", lambda *_: [sys.executable, "-c", code])
+    async with asyncio.timeout(60), Compiler(tmp_path / "cache", timeout_ms=1000) as compiler:
+        assert (await refusal(compiler, COMMAND)).reason is Reason.COMPILE_LIMIT
+    assert children() == []
 
 
 async def test_a_bad_module_after_a_good_one_is_still_refused_when_asked_twice(compiler):
