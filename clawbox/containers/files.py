@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -19,6 +18,7 @@ import msgspec
 
 from clawbox.children.files.folder import FileLimits, Folder
 from clawbox.children.kind import Place
+from clawbox.containers.host.processes import ProcessGoneError, check_same
 from clawbox.containers.mounts import TMP, WORKSPACE
 from clawbox.containers.states import Operation, require
 from clawbox.errors import ClawboxError, Reason, invalid_field
@@ -139,7 +139,11 @@ class ContainerFiles:
         if not quarters.pid:
             raise _gone(container, TMP)
         try:
-            return await opened(lambda: open_tmp(quarters.pid, quarters.pidfd), os.close)
+            # Both as they are now, and a descriptor of our own: it may end, and be let go, at any time.
+            pid, pidfd = quarters.pid, os.dup(quarters.pidfd)
+            return await opened(lambda: _open_tmp_and_let_go(pid, pidfd), os.close)
+        except ProcessGoneError:
+            raise _gone(container, TMP) from None
         except OSError as error:
             raise ClawboxError(
                 Reason.NOT_SERVED,
@@ -149,24 +153,44 @@ class ContainerFiles:
             ) from error
 
 
+def _open_tmp_and_let_go(pid: int, pidfd: int) -> int:
+    try:
+        return open_tmp(pid, pidfd)
+    finally:
+        os.close(pidfd)
+
+
 def open_tmp(pid: int, pidfd: int) -> int:
     """A descriptor of the ``/tmp`` of a container's process. Blocking.
 
-    Raises OSError when the process is gone, and for anything but a tmpfs that this process has nowhere: what
-    is at that path is the container's to say, so it must be what was mounted there for it (81).
+    Raises ProcessGoneError when it has ended, and OSError for anything but a tmpfs that this process has
+    nowhere: what is at that path is the container's to say, so it must be what was mounted there for it (81).
     """
+    try:
+        tmp = _find_tmp(pid)
+    except OSError:
+        check_same(pid, pidfd)  # what is missing may be the process
+        raise
+    try:
+        check_same(pid, pidfd)  # nobody else had its number meanwhile
+    except BaseException:
+        os.close(tmp)
+        raise
+    return tmp
+
+
+def _find_tmp(pid: int) -> int:
     root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         tmp = os.open(TMP[1:], _OPEN, dir_fd=root)
-        try:
-            _check_tmpfs(pid, os.fstat(tmp).st_dev)
-            signal.pidfd_send_signal(pidfd, 0)  # nobody else had its number meanwhile
-        except BaseException:
-            os.close(tmp)
-            raise
-        return tmp
     finally:
         os.close(root)
+    try:
+        _check_tmpfs(pid, os.fstat(tmp).st_dev)
+    except BaseException:
+        os.close(tmp)
+        raise
+    return tmp
 
 
 def _check_tmpfs(pid: int, device: int) -> None:
