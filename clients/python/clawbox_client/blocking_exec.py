@@ -93,7 +93,12 @@ class SyncExec:
             self._connection += 1
             opening = self._progress.opening()
             requests = self._requests(self._connection, opening)
-        self._call = self._method(requests, timeout=self._deadline)
+        call = self._method(requests, timeout=self._deadline)
+        with self._changed:
+            self._call = call
+            closed = self._closed
+        if closed:  # while it was made: whoever closed this had no call to end
+            call.cancel()
 
     def _lose(self, error: grpc.RpcError) -> None:
         failure = from_rpc_error(error)
