@@ -48,7 +48,7 @@ def test_tls(serve, tmp_path, mutual):
             strangers.append(Tls(ca=ours.file).credentials())
         for credentials in strangers:
             with Caller(server.address, server.token, credentials) as caller:
-                found = refused(partial(caller.execute, "echo", within=10))
+                found = refused(partial(caller.execute, "echo"))
                 assert (found.code, found.reason) == ("UNAVAILABLE", "")
 
 
