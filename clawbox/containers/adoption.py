@@ -18,6 +18,7 @@ from clawbox.containers.backend import EngineError
 from clawbox.containers.entry import Entry
 from clawbox.containers.host.cgroups import CgroupError
 from clawbox.containers.host.processes import ProcessGoneError
+from clawbox.containers.host.trees import TreeError
 from clawbox.containers.labels import (
     INSTALLATION,
     ForeignLabelsError,
@@ -35,7 +36,7 @@ from clawbox.containers.way_out import listen, open_door, open_way_out
 from clawbox.errors import ClawboxError, Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Awaitable, Coroutine
 
     from clawbox.audit import Audit
     from clawbox.containers.backend import ContainerFacts, Listed
@@ -69,6 +70,8 @@ class Adoption:
         """Names of other installations' containers that were there before this server was."""
         self._stuck: set[str] = set()
         """Names of the containers about which the engine did not answer this time."""
+        self._left: set[str] = set()
+        """What could not be removed, and was said to be left."""
 
     async def settle(self) -> None:
         """Compare engine, registry and folders, and leave only what belongs together.
@@ -145,10 +148,9 @@ class Adoption:
         await self._adopt(container, facts if same else None)
 
     async def _undo(self, container: Container) -> None:
-        """One that was being made: nobody was ever told that it was there."""
+        """One that was being made: nobody was ever told that it was there. Its folder is swept."""
         around, container_id = self._around, container.container_id
         await self._remove(engine_name(container_id))
-        await asyncio.to_thread(around.folders.container(container_id).remove)
         identity = container.identity
         entry = Entry(container_id)
         identity = replace(identity, workspace_goes=not identity.workspace_kept)
@@ -314,7 +316,8 @@ class Adoption:
     async def _sweep(self) -> None:
         """Remove folders, workspaces and output of containers that are not there.
 
-        What was this server's before it lost its identity key still has its own.
+        What was this server's before it lost its identity key still has its own. What cannot be removed is
+        left, and keeps nothing else waiting. Raises OSError when no container's folder can be seen.
         """
         around = self._around
         # What is there first: who is known by then, and has none yet, may have one any moment.
@@ -325,11 +328,20 @@ class Adoption:
             if engine_name(container_id) in self._foreign:
                 known.add(container_id)
             elif container_id not in known or (container is not None and not container.active):
-                await asyncio.to_thread(around.folders.container(container_id).remove)
+                folder = around.folders.container(container_id)
+                await self._rid_of(f"the folder {folder.path}", asyncio.to_thread(folder.remove))
         if self._first:
-            await around.workspaces.delete_abandoned(known)
+            await self._rid_of("abandoned workspaces", around.workspaces.delete_abandoned(known))
             for companion in around.companions:
-                await companion.abandoned(known)
+                await self._rid_of(f"what {type(companion).__name__} has", companion.abandoned(known))
+
+    async def _rid_of(self, what: str, work: Awaitable[None]) -> None:
+        try:
+            await work
+        except (OSError, TreeError) as error:
+            if what not in self._left:
+                _log.error("%s cannot be removed, and is left: %s", what, error)
+            self._left.add(what)
 
     def _tell(self, kind: str, container_id: str, owner: str, why: str) -> None:
         self._audit.append(kind, principal=owner, decision="recorded", container_id=container_id, reason=why)

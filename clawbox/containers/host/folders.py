@@ -65,7 +65,7 @@ class StateFolder:
 
     def ids(self) -> list[str]:
         """Of whom there are folders, half-made ones too."""
-        return sorted(entry.name for entry in self.root.iterdir() if _ID.fullmatch(entry.name))
+        return sorted(path.name for path in named(self.root, _ID))
 
 
 class ContainerFolder:
@@ -182,6 +182,13 @@ class ContainerFolder:
         finally:
             os.close(folder)
         self.path.rmdir()
+
+
+def named(folder: Path, names: re.Pattern[str]) -> list[Path]:
+    """The folders in ``folder`` that have such names; whatever else is there is not ours. Raises OSError."""
+    with os.scandir(folder) as entries:
+        found = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    return [folder / name for name in found if names.fullmatch(name)]
 
 
 def prepare(root: Path) -> None:

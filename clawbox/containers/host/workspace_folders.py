@@ -6,7 +6,8 @@
     OWNER/ID/facts    whose it was last; outside of what is mounted
     trash/…           what is being deleted, by whichever server finds it
 
-OWNER is a hash, so that neither an owner's name nor that of a workspace can lead to another's.
+OWNER is a hash, so that neither an owner's name nor that of a workspace can lead to another's. What else
+somebody puts there is left alone.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from clawbox.containers.host import trees
+from clawbox.containers.host.folders import named
 from clawbox.errors import ClawboxError, Reason, invalid_field
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 FILES: Final = "files"
 TRASH: Final = "trash"
 _FACTS: Final = "facts"
+_OWNER: Final = re.compile(r"[0-9a-f]{64}")
 _ID: Final = re.compile(r"[A-Za-z0-9-]{1,64}")
 _GIVE_SECONDS: Final = 60.0
 
@@ -112,12 +115,10 @@ class WorkspaceFolders:
             )
 
     def abandoned(self, known: frozenset[str]) -> list[Path]:
-        """The fresh ones whose container is none of ``known``."""
+        """The fresh ones whose container is none of ``known``. Raises OSError."""
         found = []
-        for owner in self._root.iterdir():
-            if owner.name == TRASH:
-                continue
-            for folder in owner.iterdir():
+        for owner in named(self._root, _OWNER):
+            for folder in named(owner, _ID):
                 facts = read_facts(folder)
                 fresh = facts is None and not (folder / FILES).exists()
                 if fresh or (facts is not None and not facts.kept and facts.container_id not in known):

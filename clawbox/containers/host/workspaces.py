@@ -12,7 +12,7 @@ import logging
 import os
 import time
 import uuid
-from contextlib import AsyncExitStack, contextmanager, suppress
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Self
 
@@ -183,10 +183,18 @@ class Workspaces:
             del self._deleted[token]
 
     async def delete_abandoned(self, known: Collection[str]) -> None:
-        """Delete the fresh ones whose container is none of ``known``: those that a crash left."""
+        """Delete the fresh ones whose container is none of ``known``: those that a crash left.
+
+        Raises OSError when it cannot be seen which they are.
+        """
         for folder in await asyncio.to_thread(self._folders.abandoned, frozenset(known)):
-            with suppress(FileNotFoundError):  # its container was forgotten just now
+            try:
                 await uninterrupted(asyncio.to_thread(_throw_away, folder, self._trash / str(uuid.uuid4())))
+            except FileNotFoundError:
+                continue  # its container was forgotten just now
+            except OSError as error:
+                # The next server tries again.
+                _log.warning("an abandoned workspace cannot be deleted: %s", error)
         self._thrown.set()
 
     async def measure(self, workspace: Workspace) -> int:

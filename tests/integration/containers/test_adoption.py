@@ -1,0 +1,163 @@
+"""What a server does with what an earlier one left; the engine is a value here."""
+
+import asyncio
+import contextlib
+import uuid
+from dataclasses import replace
+from types import SimpleNamespace
+
+from clawbox.children.uids import UidRange
+from clawbox.containers.backend import EngineFacts
+from clawbox.containers.host import trees
+from clawbox.containers.monitor import Monitor
+from clawbox.containers.states import Status
+from tests.integration.containers.test_retention import USER, Engine, Output, World, keeping
+
+
+class NextEngine(Engine):
+    """One that has nothing but what it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.removed = []
+
+    async def about(self):
+        return EngineFacts("20.10.24", "1.41", ("runc",), "runc")
+
+    async def list(self, label):
+        return []
+
+    async def remove(self, engine_id):
+        self.removed.append(engine_id)
+
+    async def events(self, since_ns):
+        await asyncio.Event().wait()
+        yield
+
+
+class NextOutput(Output):
+    """It finds nothing to be left."""
+
+    async def began(self, container, quarters, *, adopted):
+        pass
+
+    async def abandoned(self, known):
+        pass
+
+
+@contextlib.asynccontextmanager
+async def restarted(tmp_path, rows=None, **options):
+    """The next server, with the rows that were kept; nothing was looked at yet."""
+    (tmp_path / "containers").mkdir(exist_ok=True)
+    async with keeping(tmp_path, **options) as world:
+        engine, output = NextEngine(), NextOutput()
+        around = SimpleNamespace(
+            **vars(world.around)
+            | {
+                "backend": engine,
+                "companions": (output,),
+                "installation": "here",
+                "uids": UidRange(USER.uid, 10),
+            }
+        )
+        after = World(around, world.rows, engine, output)
+        after.rows.rows.update({} if rows is None else rows)
+        after.monitor = Monitor(around, after.lifecycle, SimpleNamespace(append=lambda *_, **__: None))
+        await after.monitor.restore(after.rows)
+        try:
+            yield after
+        finally:
+            for entry in after.lifecycle.entries.values():
+                entry.cancel_timer()
+            await after.done()
+
+
+@contextlib.asynccontextmanager
+async def serving(world):
+    """Its monitor runs; yields once it has looked at everything."""
+    running = asyncio.create_task(world.monitor.run())
+    try:
+        await world.monitor.first_look(30)
+        yield
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
+
+
+async def fresh(world, container_id=""):
+    """A workspace that goes with a container."""
+    container_id = container_id or str(uuid.uuid4())
+    return await world.around.workspaces.acquire("ann", "", container_id=container_id, user=USER)
+
+
+async def test_files_of_somebody_elses_among_workspaces_are_left_and_keep_nothing_from_serving(tmp_path):
+    async with asyncio.timeout(60), restarted(tmp_path) as world:
+        abandoned = await fresh(world)
+        root, owner = world.around.workspaces.root, abandoned.path.parents[1]
+        (root / "notes" / "mine").mkdir(parents=True)
+        theirs = [root / "README", root / "notes" / "mine" / "text", root / ("f" * 64), owner / "README"]
+        for path in theirs:
+            path.write_text("mine")
+
+        async with serving(world):
+            assert world.monitor.problem == ""
+
+        assert not abandoned.path.exists()
+        assert all(path.read_text() == "mine" for path in theirs)
+
+
+async def test_an_abandoned_workspace_that_cannot_be_removed_keeps_nothing_from_serving(
+    tmp_path, monkeypatch
+):
+    async with asyncio.timeout(60), restarted(tmp_path) as world:
+        made = [await fresh(world) for _ in range(3)]
+        stuck = made[1].path.parent
+        rename = type(stuck).rename
+
+        def refused(path, target):
+            if path == stuck:
+                raise OSError(16, "something is mounted there")
+            return rename(path, target)
+
+        monkeypatch.setattr(type(stuck), "rename", refused)
+        async with serving(world):
+            assert world.monitor.problem == ""
+
+        assert [one.path.exists() for one in made] == [False, True, False]
+
+
+async def test_a_folder_that_cannot_be_removed_keeps_nothing_from_serving(tmp_path, monkeypatch):
+    ids = sorted(str(uuid.uuid4()) for _ in range(3))
+    folders = [tmp_path / "containers" / one for one in ids]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    folders[1].rmdir()
+    folders[1].write_text("it is no folder")
+    (folders[0] / "immutable").touch()
+    empty = trees.empty
+
+    def refused(folder, *, until):
+        if trees.os.listdir(folder) == ["immutable"]:
+            raise trees.TreeError("it is immutable")
+        return empty(folder, until=until)
+
+    monkeypatch.setattr(trees, "empty", refused)
+    async with asyncio.timeout(60), restarted(tmp_path) as world, serving(world):
+        assert world.monitor.problem == ""
+        assert [folder.exists() for folder in folders] == [True, True, False]
+
+
+async def test_one_that_was_being_made_goes_though_its_folder_cannot_be_removed(tmp_path, monkeypatch):
+    async with asyncio.timeout(60), keeping(tmp_path) as before:
+        made, _ = await before.running()
+        await before.registry.put(replace(made, status=Status(), engine_id=""))
+    (tmp_path / "containers" / made.container_id).mkdir(parents=True)
+
+    def refused(folder, *, until):
+        raise trees.TreeError("something in it is immutable")
+
+    monkeypatch.setattr(trees, "empty", refused)
+    async with asyncio.timeout(60), restarted(tmp_path, before.rows.rows) as world, serving(world):
+        assert world.monitor.problem == ""
+        assert world.there() == set()
+        assert world.engine.removed == [f"clawbox-{made.container_id}"]
