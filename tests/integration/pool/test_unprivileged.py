@@ -90,7 +90,10 @@ def home(monkeypatch):
 
 
 def status_of(pid):
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):  # a compiler that is done, a worker that was retired
+        return {"Name": ""}
     return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
 
 
