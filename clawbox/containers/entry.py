@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from clawbox.containers.host.workspaces import Workspace
     from clawbox.containers.quarters import Quarters
+    from clawbox.containers.record import Container
     from clawbox.errors import ClawboxError
 
 _log = logging.getLogger(__name__)
@@ -72,6 +73,10 @@ class Entry:
     unsettled: ClawboxError | None = None
     """Why that could not be done, once it is forgotten."""
     ending: asyncio.Task[None] | None = None
+    ends_by: float = 0.0
+    """When the grace of :attr:`ending` is over, on the loop's clock."""
+    outcome: Container | None = None
+    """How it ended, until that is kept and told."""
     looking: asyncio.Task[None] | None = None
     look_again: bool = False
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
+from clawbox.containers.backend import EngineError
 from clawbox.containers.entry import Entry
 from clawbox.containers.killing import ask_to_end, kill
 from clawbox.containers.making import now_ms
@@ -121,13 +122,17 @@ class Lifecycle:
             try:
                 async with entry.lock:
                     await self._look_once(entry)
-            except ClawboxError as error:
-                # Engine or store is away; there will be another look when it is back.
+            except (ClawboxError, EngineError) as error:
+                # Engine or store is away; of the engine another look tells when it is back.
                 _log.warning("container %s could not be looked at: %s", entry.container_id, error)
                 await asyncio.sleep(AGAIN_SECONDS)
-                entry.look_again = error.reason is Reason.STATE_UNAVAILABLE or entry.look_again
+                away = isinstance(error, ClawboxError) and error.reason is Reason.STATE_UNAVAILABLE
+                entry.look_again = away or entry.look_again
 
     async def _look_once(self, entry: Entry) -> None:
+        if entry.outcome is not None:
+            await self._conclude(entry, entry.outcome)
+            return
         container = self._around.registry.get(entry.container_id)
         if container is None or container.status.state not in {State.RUNNING, State.PAUSED}:
             return
@@ -154,25 +159,36 @@ class Lifecycle:
     async def end(self, entry: Entry, ending: Ending, grace_seconds: float) -> None:
         """Begin to end a container, which goes on whoever waits; a grace of 0 kills at once.
 
-        Raises STATE_UNAVAILABLE, and then nothing was begun.
+        Of two graces the one that is over first holds. That the state cannot be written keeps nothing from
+        being ended but what a caller wants stopped: raises STATE_UNAVAILABLE, and then nothing was begun.
         """
         async with entry.lock:
             container = self._around.registry.get(entry.container_id)
             if container is None or not container.active:
                 return
             status = after(container.status, EndingBegun(ending))
-            sooner = entry.ending is None or entry.ending.done() or grace_seconds == 0
             if status != container.status:
-                await self._around.registry.put(replace(container, status=status))
-            if sooner:
+                await self._note_ending(replace(container, status=status), ending)
+            by = asyncio.get_running_loop().time() + grace_seconds
+            if entry.ending is None or entry.ending.done() or by < entry.ends_by:
                 if entry.ending is not None:
                     entry.ending.cancel()
+                entry.ends_by = by
                 work = self._end(entry, container, grace_seconds)
                 entry.ending = self._start(work, f"end {entry.container_id}")
 
+    async def _note_ending(self, container: Container, ending: Ending) -> None:
+        try:
+            await self._around.registry.put(container)
+        except ClawboxError as error:
+            if ending is Ending.STOP:
+                raise
+            _log.warning("why container %s is ended is not kept: %s", container.container_id, error)
+            await self._around.registry.put(container, keep=False)
+
     async def _end(self, entry: Entry, container: Container, grace_seconds: float) -> None:
         quarters = entry.quarters
-        if quarters is None:
+        if quarters is None or quarters.ended.is_set():
             return
         backend = self._around.backend
         if grace_seconds > 0 and await ask_to_end(backend, container, quarters):
@@ -193,7 +209,7 @@ class Lifecycle:
     async def _finish(
         self, entry: Entry, container: Container, status: Status, facts: ContainerFacts | None
     ) -> None:
-        """Its program has ended. Whoever calls has the entry's lock."""
+        """Its program has ended. Whoever calls has the entry's lock. Raises what :meth:`_conclude` does."""
         around, quarters = self._around, entry.quarters
         entry.cancel_timer()
         self._by_engine.pop(container.engine_id, None)
@@ -209,7 +225,7 @@ class Lifecycle:
         if quarters is not None:
             quarters.door = None
         finished = (facts.finished_ms if facts is not None else None) or now_ms()
-        container = replace(
+        entry.outcome = replace(
             container,
             status=status,
             egress=EgressState.NONE,
@@ -218,21 +234,17 @@ class Lifecycle:
             expires_ms=None,
             purge_ms=now_ms() + around.retention_ms,
         )
-        kept = False
-        try:
-            # Before the engine forgets it: should this server die in between, the next knows how it ended.
-            await around.registry.keep(container)
-            kept = True
-        except ClawboxError as error:
-            _log.warning("the end of container %s cannot be kept yet: %s", entry.container_id, error)
+        await self._conclude(entry, entry.outcome)
+
+    async def _conclude(self, entry: Entry, container: Container) -> None:
+        """Keep how it ended, then tell it. Whoever calls has the entry's lock.
+
+        Raises STATE_UNAVAILABLE, and is to be called again then; until it was kept the engine knows it.
+        """
+        await self._around.registry.keep(container)
         await entry.lasting.give_back()
-        while True:
-            try:
-                await around.registry.put(container, keep=not kept)
-                break
-            except ClawboxError as error:
-                _log.warning("the end of container %s cannot be kept: %s", entry.container_id, error)
-                await asyncio.sleep(AGAIN_SECONDS)
+        await self._around.registry.put(container, keep=False)
+        entry.outcome = None
         self._set_timer(entry, container)
         self._bound(container.owner)
 
@@ -278,6 +290,11 @@ class Lifecycle:
 
     async def clear(self, entry: Entry, container: Container) -> None:
         """Remove what is left of a container that is no more in the registry."""
+        await self.let_go(entry)
+        await self._settle_workspace(entry, container.identity)
+
+    async def let_go(self, entry: Entry) -> None:
+        """Hold a container no more, nor does anything that goes along with it."""
         entry.cancel_timer()
         self._entries.pop(entry.container_id, None)
         for companion in self._around.companions:
@@ -285,7 +302,6 @@ class Lifecycle:
                 await companion.forgotten(entry.container_id)
             except Exception:  # noqa: BLE001 - the others are told all the same
                 _log.exception("container %s is forgotten, and not all of it", entry.container_id)
-        await self._settle_workspace(entry, container.identity)
 
     async def _settle_workspace(self, entry: Entry, identity: Identity) -> None:
         """Delete a workspace that goes with its container, or keep one that is to stay."""

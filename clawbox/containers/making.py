@@ -222,32 +222,22 @@ class Making:
             own_network=container.identity.grant.isolation is Isolation.DIRECT,
             own_kernel=has_own_kernel(runtime),
         )
-        try:
-            await asyncio.to_thread(check_ancestors, str(quarters.workspace.path))
-            await check_gate(quarters.pid, terms)
-        except (UnsafeContainerError, MountError) as error:
-            raise _unsafe(container, error) from error
-
-
-def _ended_early() -> ClawboxError:
-    return ClawboxError(
-        Reason.SANDBOX_UNAVAILABLE, "the container ended before its program began", retry_after=1.0
-    )
-
-
-def _unsafe(container: Container, error: Exception) -> ClawboxError:
-    _log.error("container %s is not as it was asked for: %s", container.container_id, error)
-    return ClawboxError(
-        Reason.SANDBOX_UNAVAILABLE, "the container would be less safe than it must be; the log says how"
-    )
+        await asyncio.to_thread(check_ancestors, str(quarters.workspace.path))
+        await check_gate(quarters.pid, terms)
 
 
 async def occupy(entry: Entry, pid: int, quarters: Quarters) -> None:
     """Hold a container's first process. Raises ProcessGoneError, CgroupError."""
     quarters.pid = pid
     quarters.pidfd = pidfd = open_process(pid)
-    entry.local.add("its descriptor", lambda: os.close(pidfd))
+    entry.local.add("its descriptor", lambda: _let_go(quarters, pidfd))
     quarters.cgroup = await asyncio.to_thread(Cgroup.of, pid, quarters.engine_id)
+
+
+def _let_go(quarters: Quarters, pidfd: int) -> None:
+    # Together: the number is another descriptor's next.
+    quarters.pid, quarters.pidfd = 0, -1
+    os.close(pidfd)
 
 
 def now_ms() -> int:

@@ -97,7 +97,7 @@ class ContainerManager:
     ) -> None:
         self._open = False
         if self._stop_at_end:
-            await self._stop_all()
+            await self.stop_all()
         await self._tasks.cancel_all()
         for entry in list(self._lifecycle.entries.values()):
             entry.cancel_timer()
@@ -302,22 +302,23 @@ class ContainerManager:
             raise self.monitor.unavailable()
         return entry
 
-    # Within
-
-    async def _stop_all(self) -> None:
+    async def stop_all(self) -> None:
+        """Stop all that run here, and return when they have ended, at the latest 10 s after the grace."""
         active = [one for one in self._registry if one.status.state in {State.RUNNING, State.PAUSED}]
         # What was never taken over, because the engine was away, is the next server's.
         entries = [self._lifecycle.entries.get(one.container_id) for one in active]
         held = [entry for entry in entries if entry is not None and entry.quarters is not None]
-        for entry in held:
-            with contextlib.suppress(ClawboxError):
-                await self._lifecycle.end(entry, Ending.SHUTDOWN, self._stop_seconds)
-        # Killed after the grace; the engine may be away, and then the next start sees how they ended.
+        # Killed after the grace; engine or state may be away, and then the next start sees how they ended.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._stop_seconds + DEFAULT_GRACE_MS / 1000):
-                for entry in held:
-                    with contextlib.suppress(ClawboxError):
-                        await self._registry.until(entry.container_id, lambda one: not one.active)
+                await asyncio.gather(*map(self._stop_at_last, held))
+
+    async def _stop_at_last(self, entry: Entry) -> None:
+        with contextlib.suppress(ClawboxError):
+            await self._lifecycle.end(entry, Ending.SHUTDOWN, self._stop_seconds)
+            await self._registry.until(entry.container_id, lambda one: not one.active)
+
+    # Within
 
     def _as_it_is(self, container: Container) -> Container:
         """With what only its sidecar knows."""

@@ -111,7 +111,9 @@ class Monitor:
     async def run(self) -> None:
         """Follow the engine until cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._now_and_then(LOOK_SECONDS, self._compare), name="compare containers")
+            group.create_task(
+                self._now_and_then(LOOK_SECONDS, self._compare_again), name="compare containers"
+            )
             group.create_task(self._now_and_then(HEALTH_SECONDS, self._check), name="check containers")
             while True:
                 try:
@@ -155,13 +157,16 @@ class Monitor:
     async def _now_and_then(self, seconds: float, act: Callable[[], object]) -> None:
         while True:
             await asyncio.sleep(seconds)
-            if not self._problem:
-                try:
-                    await act()  # type: ignore[misc]
-                except (ClawboxError, EngineError) as error:
-                    _log.warning("containers could not be compared: %s", error)
-                except Exception:  # noqa: BLE001 - it would end the monitor, and no end of a container be seen
-                    _log.exception("containers could not be compared")
+            try:
+                await act()  # type: ignore[misc]
+            except (ClawboxError, EngineError) as error:
+                _log.warning("containers could not be looked at: %s", error)
+            except Exception:  # noqa: BLE001 - it would end the monitor, and no end of a container be seen
+                _log.exception("containers could not be looked at")
+
+    async def _compare_again(self) -> None:
+        if not self._problem:
+            await self._compare()
 
     async def _compare(self) -> None:
         """Adopt, finish and remove what is not as the registry has it."""
@@ -174,7 +179,7 @@ class Monitor:
                 self._lifecycle.look(container_id)
 
     async def _check(self) -> None:
-        """End containers that are not as they must be (docs/security.md, 64 and 99)."""
+        """End containers that are not as they must be (docs/security.md, 64 and 99), engine or not."""
         for entry in list(self._lifecycle.entries.values()):
             try:
                 ending = await self._wrong(entry)

@@ -100,7 +100,8 @@ class Spawning:
                     image = await self._images.resolve(wanted.reference, tell)
                     made = await Making(self._around, entry, wanted, call, image).make(container)
                 except BaseException:
-                    await self._undo(entry)
+                    # Whole, also when the caller leaves meanwhile.
+                    await uninterrupted(self._undo(entry))
                     raise
                 self._lifecycle.began(entry, made)
                 return made
@@ -148,9 +149,7 @@ class Spawning:
         """Leave nothing of a container that was not made, but a workspace that was there before."""
         await entry.local.give_back()
         await entry.lasting.give_back()
-        self._lifecycle.entries.pop(entry.container_id, None)
-        for companion in self._around.companions:
-            await companion.forgotten(entry.container_id)
+        await self._lifecycle.let_go(entry)
         if entry.workspace is not None and self._is_nobodys(entry.container_id, entry.workspace):
             with contextlib.suppress(ClawboxError, OSError):
                 await self._around.workspaces.delete(entry.workspace.owner, entry.workspace.workspace_id)

@@ -51,6 +51,8 @@ if TYPE_CHECKING:
 
 _BESIDE_OUTPUT: Final = 1 << 20
 """Bytes of a reply that its stdout and stderr leave for everything else."""
+UNDO_SECONDS: Final = 10.0
+"""How long a container of which nobody is told may take to be gone, while its caller waits for the error."""
 _log = structlog.stdlib.get_logger("clawbox.rpc")
 
 
@@ -249,8 +251,9 @@ class ContainersServicer(ExecMethods, OutputMethods, FileMethods, containers_pb2
 
     async def _undo(self, made: Container, principal: Principal) -> None:
         try:
-            await self._manager.remove(made.container_id, principal, force=True, delete_workspace=None)
-        except ClawboxError as error:
+            async with asyncio.timeout(UNDO_SECONDS):
+                await self._manager.remove(made.container_id, principal, force=True, delete_workspace=None)
+        except (ClawboxError, TimeoutError) as error:
             _log.warning(
                 "a container that nobody was told of is left", container=made.container_id, problem=str(error)
             )
