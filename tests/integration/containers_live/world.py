@@ -49,6 +49,8 @@ command = ["sh", "-c", "id -u; id -g; echo $0; sleep 1000", "of-the-template"]
 network_allowlist = ["api.example.test"]
 credentials = ["api"]
 user = "4321:4322"
+working_dir = "/srv/app"
+home = "/workspace/home"
 max_lifetime_ms = 900000
 
 [images.templates.everything.resources]

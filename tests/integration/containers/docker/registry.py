@@ -5,11 +5,14 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import select
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Mapping, Sequence
 
 _MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
@@ -36,6 +39,8 @@ class Registry:
         self.held.set()
         self.reached = threading.Event()
         """A blob waits half-way."""
+        self.left = threading.Event()
+        """Who had asked for a blob left while that waited."""
         registry = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -132,8 +137,7 @@ class Registry:
             if len(data) > 1 << 16:
                 request.wfile.write(data[: len(data) // 2])
                 request.wfile.flush()
-                self.reached.set()
-                self.held.wait(60)
+                self._hold(request.connection)
                 if cut:
                     request.close_connection = True
                     return
@@ -141,3 +145,11 @@ class Registry:
             request.wfile.write(data)
         except OSError:
             request.close_connection = True
+
+    def _hold(self, asking: socket.socket) -> None:
+        until = time.monotonic() + 60
+        self.reached.set()
+        while not self.held.wait(0.02) and time.monotonic() < until:
+            if select.select([asking], [], [], 0)[0]:
+                self.left.set()  # it has no more to ask
+                raise ConnectionResetError

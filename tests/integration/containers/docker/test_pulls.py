@@ -128,6 +128,8 @@ async def test_closing_the_iteration_ends_the_pull(backend, registry, pushed):
     async with asyncio.timeout(60), aclosing(backend.pull(f"{name}:one")) as steps:
         await anext(steps)
         await asyncio.to_thread(registry.reached.wait, 30)
+    # Not before the engine has left: what it had asked for it would get, and have the image.
+    assert await asyncio.to_thread(registry.left.wait, 30)
     registry.held.set()
     assert await backend.image(f"{name}:one") is None
     # The engine has nothing of it: all of it comes anew.
