@@ -6,8 +6,11 @@ import json
 from typing import TYPE_CHECKING
 
 from clawbox.config import Problem
+from clawbox.config.containers import FOLDER_WORDS
 from clawbox.containers.docker.address import EngineAddress
 from clawbox.containers.images import ImageAllowlist, Reference
+from clawbox.containers.mounts import is_template_folder
+from clawbox.containers.wanted import FOLDER_KEYS
 from clawbox.errors import ClawboxError
 from clawbox.network_rules import intersect
 
@@ -65,6 +68,9 @@ def _faults(config: Config) -> Iterator[tuple[str, str, str]]:
     yield from _image("images.default", config.images.default)
     for name, template in config.images.templates.items():
         yield from _image(f"images.templates.{name}.image", template.image)
+        for folder in FOLDER_KEYS:
+            if not is_template_folder(path := getattr(template, folder)):
+                yield f"images.templates.{name}.{folder}", _quoted(path), FOLDER_WORDS
         yield from _beyond(f"images.templates.{name}", template, config)
 
 

@@ -25,6 +25,9 @@ from clawbox.config.fields import (
     refuse,
 )
 
+FOLDER_WORDS = 'an absolute path without ".", ".." and ":", outside /proc, /sys and /dev'
+"""What a folder in a container may be; who makes containers checks it."""
+
 
 class ContainersSettings(Settings):
     """The container engine and what containers may use of the machine.
@@ -152,6 +155,10 @@ class ImageTemplate(Settings):
         Accepts('numeric "uid" or "uid:gid", or ""'),
     ] = ""
     """Numeric ``uid`` or ``uid:gid``. Empty: a uid of its own."""
+    working_dir: Annotated[str, Accepts(FOLDER_WORDS)] = "/workspace"
+    """Folder where its program starts, and each process executed in it that is not told another."""
+    home: Annotated[str, Accepts(FOLDER_WORDS)] = "/workspace"
+    """Home folder of its user: ``HOME``, and what ``/etc/passwd`` says."""
     max_lifetime_ms: Milliseconds | None = None
     """Longest life of a container, in milliseconds. Absent: no limit but the request's."""
 

@@ -28,6 +28,7 @@ from clawbox.containers.labels import (
     mac_text,
 )
 from clawbox.containers.making import expires_ms, occupy
+from clawbox.containers.mounts import WORKSPACE
 from clawbox.containers.quarters import quarters_of
 from clawbox.containers.record import Container
 from clawbox.containers.spec import engine_name
@@ -254,6 +255,7 @@ class Adoption:
             identity=identity,
             status=Status(state=State.RUNNING, reason="its program runs"),
             command=facts.command[_GATE_ARGUMENTS:],
+            working_dir=facts.working_dir or WORKSPACE,
             engine_id=facts.engine_id,
             runtime=facts.runtime,
             started_ms=facts.started_ms,

@@ -77,6 +77,7 @@ class ContainerFacts:
     """``NAME=value``, the sandbox's token among them."""
     command: tuple[str, ...] = ()
     """Entrypoint and arguments, with the gate."""
+    working_dir: str = ""
     image_id: str = ""
     user: str = ""
     runtime: str = ""

@@ -26,7 +26,7 @@ from clawbox.containers.host.processes import ProcessGoneError, open_process
 from clawbox.containers.image_facts import stop_signal
 from clawbox.containers.images import image_digest
 from clawbox.containers.labels import mac_text, to_labels
-from clawbox.containers.mounts import WORKSPACE, MountError
+from clawbox.containers.mounts import MountError
 from clawbox.containers.narrowing import Isolation
 from clawbox.containers.quarters import quarters_of
 from clawbox.containers.runtimes import has_own_kernel
@@ -122,12 +122,17 @@ class Making:
         )
         folder = around.folders.container(entry.container_id)
         entry.quarters = quarters = quarters_of(identity, "", folder, workspace)
-        return replace(container, identity=identity, command=command, pull=None), quarters
+        working_dir = self._wanted.working_dir
+        return replace(
+            container, identity=identity, command=command, working_dir=working_dir, pull=None
+        ), quarters
 
     async def _make_folder(self, quarters: Quarters) -> None:
         folder = quarters.folder
         self._entry.lasting.add("its folder", lambda: asyncio.to_thread(folder.remove))
-        await uninterrupted(asyncio.to_thread(folder.make, quarters.user, WORKSPACE, self._around.machine))
+        await uninterrupted(
+            asyncio.to_thread(folder.make, quarters.user, self._wanted.home, self._around.machine)
+        )
 
     def _own_user(self) -> User:
         uids = self._around.uids
@@ -151,6 +156,8 @@ class Making:
             engine=self._around.engine,
             environment=self._call.env,
             way_out=variables(identity, self._token),
+            working_dir=container.working_dir,
+            home=self._wanted.home,
         )
 
     async def _create(self, container: Container, plan: ContainerPlan) -> str:

@@ -79,6 +79,11 @@ def check_working_dir(path: str, *, field: str = "working_dir") -> str:
     return path
 
 
+def is_template_folder(path: str) -> bool:
+    """Whether an operator may have programs start there, or be at home: it becomes a field of passwd(5)."""
+    return is_working_dir(path) and ":" not in path and path.isprintable()
+
+
 def check_mounts(mounts: Sequence[Mount]) -> None:
     """Check that sources are apart from each other and that no target hides another. Raises MountError."""
     for mount in mounts:

@@ -98,6 +98,7 @@ class ContainerPlan:
     way_out: Mapping[str, str] = field(default_factory=dict)
     """:func:`~clawbox.egress.environment.sandbox_environment`; empty without a sidecar."""
     working_dir: str = WORKSPACE
+    home: str = WORKSPACE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +157,7 @@ def build(plan: ContainerPlan) -> Body:
         "Env": list(
             container_environment(
                 image=plan.image.environment,
-                home=WORKSPACE,
+                home=plan.home,
                 request=plan.environment,
                 way_out=plan.way_out,
             )

@@ -6,10 +6,12 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from clawbox.config.containers import FOLDER_WORDS
 from clawbox.containers.commands import check_command
 from clawbox.containers.environment import check_environment
 from clawbox.containers.images import ImageAllowlist, Reference
 from clawbox.containers.labels import check_labels
+from clawbox.containers.mounts import WORKSPACE, is_template_folder
 from clawbox.containers.narrowing import (
     Bound,
     ContainerCeiling,
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
 MAX_TASK: Final = 1024
 """Characters."""
+FOLDER_KEYS: Final = ("working_dir", "home")
+"""Of a template: folders in its containers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,10 +58,16 @@ class Wanted:
     template_command: tuple[str, ...] = ()
     user: User | None = None
     """Pinned by the template; None: one of its own."""
+    working_dir: str = WORKSPACE
+    home: str = WORKSPACE
 
 
 def offer_of(config: Config) -> Offer:
-    """What the settings offer. Raises ValueError for an entry of ``images`` that names no image."""
+    """What the settings offer.
+
+    Raises ValueError for an entry of ``images`` that names no image, and for a template's folder that no
+    program may start in.
+    """
     containers, policy, images = config.containers, config.container_policy, config.images
     allowlist = ImageAllowlist.parse(images.allowed, require_digest=images.require_digest)
     for where, image in [
@@ -68,6 +78,10 @@ def offer_of(config: Config) -> Offer:
             Reference.parse(image)
         except ClawboxError as error:
             raise ValueError(f"{where}: {error.metadata['description']}") from None
+    for name, template in images.templates.items():
+        for key in FOLDER_KEYS:
+            if not is_template_folder(getattr(template, key)):
+                raise ValueError(f"images.templates.{name}.{key}: must be {FOLDER_WORDS}")
     ceiling = ContainerCeiling(
         memory_mb=Bound(containers.default_memory_mb, containers.max_memory_mb),
         timeout_ms=Bound(containers.default_timeout_ms or None, containers.max_timeout_ms or None),
@@ -132,12 +146,16 @@ def check(call: SpawnCall, principal: Principal, offer: Offer) -> Wanted:
         principal.limits,
         offer.ceiling,
     )
+    if template is None:
+        return Wanted(reference=reference, grant=grant)
     return Wanted(
         reference=reference,
         grant=grant,
         template=call.template or "",
-        template_command=() if template is None else template.command,
-        user=None if template is None or not template.user else User.parse(template.user),
+        template_command=template.command,
+        user=User.parse(template.user) if template.user else None,
+        working_dir=template.working_dir,
+        home=template.home,
     )
 
 

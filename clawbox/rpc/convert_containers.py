@@ -207,6 +207,8 @@ def template(name: str, value: ImageTemplate) -> containers_pb2.Template:
             resources=capabilities_pb2.Resources(**resources),
         ),
         user=value.user,
+        working_dir=value.working_dir,
+        home=value.home,
     )
     if value.max_lifetime_ms is not None:
         message.max_lifetime_ms = value.max_lifetime_ms

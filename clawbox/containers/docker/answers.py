@@ -69,6 +69,7 @@ def container_facts(said: Answer) -> ContainerFacts:
         labels=dict(config.get("Labels") or {}),
         environment=tuple(config.get("Env") or ()),
         command=(said.get("Path", ""), *(said.get("Args") or ())),
+        working_dir=config.get("WorkingDir") or "",
         image_id=said["Image"],
         user=config.get("User", ""),
         runtime=host.get("Runtime", ""),

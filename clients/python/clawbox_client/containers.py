@@ -277,6 +277,8 @@ class Template:
     grant: Grant
     user: str
     max_lifetime_ms: int | None
+    working_dir: str
+    home: str
 
 
 def container(message: containers_pb2.Container) -> Container:
@@ -446,6 +448,8 @@ def template(message: containers_pb2.Template) -> Template:
         grant=grant(message.capabilities),
         user=message.user,
         max_lifetime_ms=message.max_lifetime_ms if message.HasField("max_lifetime_ms") else None,
+        working_dir=message.working_dir,
+        home=message.home,
     )
 
 

@@ -2314,6 +2314,8 @@ class Template(_message.Message):
     CAPABILITIES_FIELD_NUMBER: _builtins.int
     USER_FIELD_NUMBER: _builtins.int
     MAX_LIFETIME_MS_FIELD_NUMBER: _builtins.int
+    WORKING_DIR_FIELD_NUMBER: _builtins.int
+    HOME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name."""
     description: _builtins.str
@@ -2324,6 +2326,10 @@ class Template(_message.Message):
     """`UID:GID` that it pins; empty: a uid of each container's own."""
     max_lifetime_ms: _builtins.int
     """Most time from creation in milliseconds; absent: no such limit."""
+    working_dir: _builtins.str
+    """Where its program starts, and each process executed in it that is not told another folder."""
+    home: _builtins.str
+    """Its user's home folder, HOME."""
     @_builtins.property
     def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The argument vector; empty: the image's own."""
@@ -2342,10 +2348,12 @@ class Template(_message.Message):
         capabilities: _capabilities_pb2.Capabilities | None = ...,
         user: _builtins.str = ...,
         max_lifetime_ms: _builtins.int | None = ...,
+        working_dir: _builtins.str = ...,
+        home: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_lifetime_ms", b"_max_lifetime_ms", "capabilities", b"capabilities", "max_lifetime_ms", b"max_lifetime_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_lifetime_ms", b"_max_lifetime_ms", "capabilities", b"capabilities", "command", b"command", "description", b"description", "image", b"image", "max_lifetime_ms", b"max_lifetime_ms", "name", b"name", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_lifetime_ms", b"_max_lifetime_ms", "capabilities", b"capabilities", "command", b"command", "description", b"description", "home", b"home", "image", b"image", "max_lifetime_ms", b"max_lifetime_ms", "name", b"name", "user", b"user", "working_dir", b"working_dir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_lifetime_ms: _TypeAlias = _typing.Literal["max_lifetime_ms"]  # noqa: Y015
     _WhichOneofArgType__max_lifetime_ms: _TypeAlias = _typing.Literal["_max_lifetime_ms", b"_max_lifetime_ms"]  # noqa: Y015
