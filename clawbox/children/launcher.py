@@ -37,6 +37,7 @@ _log = logging.getLogger(__name__)
 
 _FORKSERVER: Final = "clawbox.children.forkserver"
 _NOTHING: Final[frozenset[str]] = frozenset()
+_NEVER: Final = float("inf")
 
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 10.0
@@ -45,7 +46,7 @@ REQUESTS_AT_ONCE = 32
 FAILURES_TOLERATED = 3
 """After so many short-lived forkservers in a row, who asks for a child is refused instead of kept waiting."""
 SETTLED_SECONDS = 5.0
-"""A forkserver that lived this long did not fail at its start, and is replaced without a pause."""
+"""A forkserver that served so long is replaced without a pause. (One that only lived may fail slowly.)"""
 
 
 class ChildrenUnavailableError(Exception):
@@ -249,13 +250,13 @@ class Launcher:
     async def _supervise(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            began = loop.time()
+            self._serving_since = _NEVER
             self._starts += 1
             try:
                 status = await self._serve()
             except OSError as error:
                 status = error.errno or -1
-            self._failures = 0 if loop.time() - began >= SETTLED_SECONDS else self._failures + 1
+            self._failures = 0 if loop.time() - self._serving_since >= SETTLED_SECONDS else self._failures + 1
             if self._failures < FAILURES_TOLERATED:
                 _log.error("the forkserver of %s ended (status %s); starting another", self._name, status)
             elif self._failures == FAILURES_TOLERATED:
@@ -345,6 +346,7 @@ class Launcher:
         match self._decoder.decode(packet):
             case Hello(status):
                 self._socket, self._status = control, status
+                self._serving_since = asyncio.get_running_loop().time()
                 self._announce()
             case Loaded() as answer:
                 self._loaded[answer.kind] = frozenset(answer.loaded)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from clawbox.children import launcher as launcher_module
 from clawbox.children.channel import FrameError
 from clawbox.children.launcher import ChildrenUnavailableError, Launcher, LoadFailedError
 from clawbox.children.uids import UidRange, UidsExhaustedError
@@ -144,6 +145,14 @@ async def test_a_forkserver_that_does_not_start_is_not_waited_for_for_ever():
             async with asyncio.timeout(30):
                 await launcher.fork("none")
     assert caught.value.retry_after > 0
+
+
+async def test_a_forkserver_that_takes_long_to_fail_fails_all_the_same(monkeypatch):
+    monkeypatch.setattr(launcher_module, "SETTLED_SECONDS", 0.0)  # as if each of them took longer than that
+    async with Launcher({"none": "clawbox.no_such_module:KIND"}, None) as launcher:
+        with pytest.raises(ChildrenUnavailableError):
+            async with asyncio.timeout(60):
+                await launcher.fork("none")
 
 
 async def test_a_cancelled_fork_leaves_no_child(launcher, uids):
