@@ -7,7 +7,6 @@ when something fails, so nothing is left behind, whichever step it was.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import secrets
 import time
@@ -15,18 +14,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from clawbox.children.uids import UidsExhaustedError
-from clawbox.containers.backend import EngineError
 from clawbox.containers.commands import container_command
+from clawbox.containers.failures import ended_early, while_making
 from clawbox.containers.host.ancestors import check as check_ancestors
-from clawbox.containers.host.cgroups import Cgroup, CgroupError
-from clawbox.containers.host.fifo import GateStuckError
-from clawbox.containers.host.gate_check import GateTerms, UnsafeContainerError, check_gate
+from clawbox.containers.host.cgroups import Cgroup
+from clawbox.containers.host.gate_check import GateTerms, check_gate
 from clawbox.containers.host.mounted import OpenedMounts
-from clawbox.containers.host.processes import ProcessGoneError, open_process
+from clawbox.containers.host.processes import open_process
 from clawbox.containers.image_facts import stop_signal
 from clawbox.containers.images import image_digest
 from clawbox.containers.labels import mac_text, to_labels
-from clawbox.containers.mounts import MountError
 from clawbox.containers.narrowing import Isolation
 from clawbox.containers.quarters import quarters_of
 from clawbox.containers.runtimes import has_own_kernel
@@ -50,8 +47,6 @@ if TYPE_CHECKING:
 RELEASE_SECONDS: Final = 10.0
 """How long a gate may take to come to its FIFO and go on."""
 
-_log = logging.getLogger(__name__)
-
 
 class Making:
     """Makes one container."""
@@ -72,6 +67,10 @@ class Making:
         Raises INVALID_FIELD, WRONG_STATE (its workspace is in use), ENGINE_REFUSED, DOCKER_UNAVAILABLE,
         SANDBOX_UNAVAILABLE, STATE_UNAVAILABLE.
         """
+        with while_making(container.container_id):
+            return await self._make(container)
+
+    async def _make(self, container: Container) -> Container:
         container, quarters = await self._prepare(container)
         # The row first: whatever is found at the engine later has one, or is nobody's.
         async with meanwhile(self._around.registry.put(container)) as keeping:
@@ -79,10 +78,7 @@ class Making:
             plan = await self._plan(container, quarters)
             await keeping
         mounts = bind_mounts(plan.folders, workspace_read_only=container.identity.workspace_read_only)
-        try:
-            held = await opened(lambda: OpenedMounts.open(mounts), OpenedMounts.close)
-        except MountError as error:
-            raise _unsafe(container, error) from error
+        held = await opened(lambda: OpenedMounts.open(mounts), OpenedMounts.close)
         with held:
             quarters.engine_id = await self._create(container, plan)
             container = replace(container, engine_id=quarters.engine_id)
@@ -165,10 +161,7 @@ class Making:
         around, entry = self._around, self._entry
         name = engine_name(container.container_id)
         entry.lasting.add("its container", lambda: around.backend.remove(name))
-        try:
-            return await uninterrupted(around.backend.create(name, build(plan)))
-        except EngineError as error:
-            raise _refused(error) from error
+        return await uninterrupted(around.backend.create(name, build(plan)))
 
     async def _start(
         self,
@@ -180,28 +173,17 @@ class Making:
         """Start it, and while its gate waits check it, and have its way out serve it; then let it go."""
         around = self._around
         with quarters.folder.fifo() as fifo:
-            try:
-                await uninterrupted(around.backend.start(container.engine_id))
-            except EngineError as error:
-                raise _refused(error) from error
+            await uninterrupted(around.backend.start(container.engine_id))
             facts = await around.backend.inspect(container.engine_id)
             if facts is None or not facts.runs:
-                raise _ended_early()
-            try:
-                await occupy(self._entry, facts.pid, quarters)
-                await self._check(container, quarters, held, facts.runtime)
-            except (ProcessGoneError, CgroupError) as error:
-                raise _ended_early() from error
+                raise ended_early()
+            await occupy(self._entry, facts.pid, quarters)
+            await self._check(container, quarters, held, facts.runtime)
             quarters.door = await opening
             egress, detail = await listen(container.identity, quarters)
             for companion in around.companions:
                 await companion.began(container, quarters, adopted=False)
-            try:
-                await fifo.release(RELEASE_SECONDS)
-            except GateStuckError as error:
-                raise ClawboxError(
-                    Reason.SANDBOX_UNAVAILABLE, "the container's program could not be let go", retry_after=1.0
-                ) from error
+            await fifo.release(RELEASE_SECONDS)
         started = facts.started_ms or now_ms()
         container = replace(
             container,
@@ -262,13 +244,3 @@ def expires_ms(container: Container) -> int | None:
         lifetime=limits.max_lifetime_ms,
     )
     return None if end is None else round(end[0])
-
-
-def _refused(error: EngineError) -> ClawboxError:
-    # The engine's words hold paths of the host.
-    _log.error("the engine refused a container: %s", error)
-    return ClawboxError(
-        Reason.ENGINE_REFUSED,
-        "the engine refused the container (status {status}); the server's log says why",
-        status=error.status,
-    )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
 from clawbox.containers.backend import EngineError, NotThereError
+from clawbox.containers.failures import engine_refused
 from clawbox.containers.image_facts import check_image
 from clawbox.containers.record import Pull
 from clawbox.errors import ClawboxError, Reason
@@ -24,6 +26,8 @@ TELL_SECONDS: Final = 0.5
 """How often the progress of a pull is told at most."""
 PULLS_AT_ONCE: Final = 3
 """Pulls under way; others wait for their turn."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False, slots=True)
@@ -47,18 +51,25 @@ class Images:
     async def resolve(self, reference: Reference, tell: Callable[[Pull], Awaitable[None]]) -> ImageFound:
         """The image that the reference means now; ``tell`` gets the progress of its pull.
 
-        Raises IMAGE_NOT_FOUND, IMAGE_REFUSED for one that no sandbox may be made from, DOCKER_UNAVAILABLE.
+        Raises IMAGE_NOT_FOUND, IMAGE_REFUSED for one that no sandbox may be made from, DOCKER_UNAVAILABLE,
+        ENGINE_REFUSED.
         A pull that nobody waits for any more is given up.
         """
         name = str(reference)
-        found = None if self._policy == "always" else await self._backend.image(name)
+        found = None if self._policy == "always" else await self._find(name)
         if found is None and self._policy != "never":
             await self._pull(name, tell)
-            found = await self._backend.image(name)
+            found = await self._find(name)
         if found is None:
             raise _missing(name, "the engine does not have it")
         check_image(found.facts)
         return found
+
+    async def _find(self, name: str) -> ImageFound | None:
+        try:
+            return await self._backend.image(name)
+        except EngineError as error:
+            raise engine_refused("look for the image", error) from error
 
     async def _pull(self, name: str, tell: Callable[[Pull], Awaitable[None]]) -> None:
         pulling = self._pulls.get(name)
@@ -76,6 +87,7 @@ class Images:
         except NotThereError:
             raise _missing(name, "nobody has it") from None
         except EngineError as error:
+            _log.warning("the image %s cannot be pulled: %s", name, error)
             raise _missing(name, f"it cannot be pulled (status {error.status}; the log says why)") from error
         finally:
             pulling.waiting -= 1

@@ -7,7 +7,8 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from clawbox.containers.backend import ConflictError, NotThereError
+from clawbox.containers.backend import ConflictError, EngineError, NotThereError
+from clawbox.containers.failures import engine_refused
 from clawbox.egress.recording import EgressUsage
 from clawbox.errors import invalid_field
 
@@ -40,7 +41,7 @@ def watch_usage(
 ) -> AsyncGenerator[Usage]:
     """What a container uses: at once, then every ``interval_ms`` (0: 1,000) until it has ended.
 
-    Raises INVALID_FIELD here; DOCKER_UNAVAILABLE while it is iterated.
+    Raises INVALID_FIELD here; DOCKER_UNAVAILABLE and ENGINE_REFUSED while it is iterated.
     """
     interval_ms = interval_ms or DEFAULT_INTERVAL_MS
     if not SHORTEST_INTERVAL_MS <= interval_ms <= LONGEST_INTERVAL_MS:
@@ -61,6 +62,8 @@ async def _watch(
             sample = await backend.usage(quarters.engine_id)
         except (ConflictError, NotThereError):
             return  # it has ended; who watches over it is about to say so
+        except EngineError as error:
+            raise engine_refused("measure the container", error) from error
         door = quarters.door
         yield Usage(sample, cpu_millis(before, sample), EgressUsage() if door is None else door.usage)
         if once:

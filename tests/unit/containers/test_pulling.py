@@ -7,10 +7,11 @@ import contextlib
 
 import pytest
 
-from clawbox.containers.backend import ImageFound, PullStep
+from clawbox.containers.backend import EngineError, ImageFound, PullStep
 from clawbox.containers.image_facts import ImageFacts
 from clawbox.containers.images import Reference
 from clawbox.containers.pulling import Images
+from clawbox.errors import ClawboxError, Reason
 
 FOUND = ImageFound(ImageFacts("sha256:" + "1" * 64))
 WANTED = Reference.parse("alpine")
@@ -78,6 +79,20 @@ async def ask(engine):
 async def a_turn():
     for _ in range(10):
         await asyncio.sleep(0)
+
+
+async def test_why_an_image_cannot_be_pulled_is_for_the_log(engine, ask, monkeypatch, caplog) -> None:
+    async def refuses(name):
+        if name:
+            raise EngineError(500, "cannot write /var/lib/engine")
+        yield PullStep(0, 0, "")
+
+    monkeypatch.setattr(engine, "pull", refuses)
+    with pytest.raises(ClawboxError) as caught:
+        await ask()
+    assert caught.value.reason is Reason.IMAGE_NOT_FOUND
+    assert "/var/lib" not in str(caught.value)
+    assert "cannot write /var/lib/engine" in caplog.text
 
 
 async def test_those_who_want_the_same_share_a_pull_and_one_may_leave(engine, ask) -> None:
