@@ -90,6 +90,10 @@ class OutputCleaner:
             cleaned[-1].rests,
         )
 
+    def has_begun(self, stream: int) -> bool:
+        """Whether a process holds back something of a stream, or did before it ended."""
+        return stream in self._streams
+
     def forget(self, stream: int) -> None:
         """Nobody wants the rest of a stream."""
         process = self._streams.pop(stream, None)

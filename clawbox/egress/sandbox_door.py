@@ -201,11 +201,25 @@ class SandboxDoor:
 
         ``shapes``: everything that the output of tools is searched for, not known secrets alone.
         """
+        begun = self._cleaner.has_begun(stream)
+        process = await self._cleaning_process()
+        try:
+            return await self._cleaner.clean(process, stream, data, end=end, shapes=shapes, flush=flush)
+        except ClawboxError:
+            if begun or process is None or process.alive:
+                raise
+        # It was dying already, maybe, and nobody knew. Nothing of the stream was shown: the next can begin it.
+        if process is self._sidecar.process:
+            self._sidecar.await_next()
+        process = await self._cleaning_process()
+        return await self._cleaner.clean(process, stream, data, end=end, shapes=shapes, flush=flush)
+
+    async def _cleaning_process(self) -> ChildProcess[FromSidecar] | None:
+        """The sidecar, once it serves; None where there is none."""
         if self._sidecar.starting:
             with contextlib.suppress(ClawboxError):
                 await self._sidecar.ready()
-        process = self._sidecar.process if self._sidecar.serving else None
-        return await self._cleaner.clean(process, stream, data, end=end, shapes=shapes, flush=flush)
+        return self._sidecar.process if self._sidecar.serving else None
 
     def forget_stream(self, stream: int) -> None:
         """Nobody wants the rest of a stream of output."""

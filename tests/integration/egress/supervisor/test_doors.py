@@ -179,6 +179,18 @@ async def test_output_is_cleaned_in_pieces_and_held_back(world):
         assert cleaned == b"x" * 1_000_000 + b"\n[REDACTED]"
 
 
+async def test_output_that_a_sidecar_died_over_is_cleaned_by_the_next(world):
+    world.keep("api")
+    async with world.supervisor.sandbox(world.grant(credentials=("api",))) as door:
+        (pid,) = processes("clawbox-egress")
+        os.kill(pid, signal.SIGSTOP)  # it is asked, as one that is dying may be, and never answers
+        cleaning = asyncio.create_task(door.clean(1, b"it is " + SECRET.encode(), end=True, shapes=False))
+        await asyncio.sleep(0)
+        os.kill(pid, signal.SIGKILL)
+        assert await cleaning == b"it is [REDACTED]"
+        assert processes("clawbox-egress") != [pid]
+
+
 async def test_a_retired_sandbox_has_no_way_out_and_its_output_is_still_cleaned(world, tmp_path):
     path = tmp_path / "run" / "s" / "proxy.sock"
     world.keep("api")
