@@ -208,7 +208,7 @@ class SandboxDoor:
         except ClawboxError:
             if begun or process is None or process.alive:
                 raise
-        # It was dying already, maybe, and nobody knew. Nothing of the stream was shown: the next can begin it.
+        # It may have been dying, and nobody knew. Nothing of the stream was shown: the next one can begin it.
         if process is self._sidecar.process:
             self._sidecar.await_next()
         process = await self._cleaning_process()
