@@ -55,7 +55,7 @@ class EngineFacts:
 
 @dataclass(frozen=True, slots=True)
 class ContainerFacts:
-    """How a container is, as the engine says."""
+    """How a container is, as the engine says; not its environment, in which its token is."""
 
     engine_id: str
     name: str
@@ -73,8 +73,6 @@ class ContainerFacts:
     """Milliseconds since 1970."""
     finished_ms: int | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
-    environment: tuple[str, ...] = field(default=(), repr=False)
-    """``NAME=value``, the sandbox's token among them."""
     command: tuple[str, ...] = ()
     """Entrypoint and arguments, with the gate."""
     working_dir: str = ""

@@ -67,7 +67,6 @@ def container_facts(said: Answer) -> ContainerFacts:
         started_ms=started_ms,
         finished_ms=_finished_ms(state, started_ms) if over else None,
         labels=dict(config.get("Labels") or {}),
-        environment=tuple(config.get("Env") or ()),
         command=(said.get("Path", ""), *(said.get("Args") or ())),
         working_dir=config.get("WorkingDir") or "",
         image_id=said["Image"],

@@ -44,13 +44,12 @@ async def test_the_engine_says_what_it_is(backend, engine_api):
 
 
 async def test_a_container_from_its_making_to_its_end(backend, make):
-    engine_id = await make("sh", "-c", "exit 7", start=False, Env=["A=1"], User="65534:65534")
+    engine_id = await make("sh", "-c", "exit 7", start=False, User="65534:65534")
 
     made = await backend.inspect(engine_id)
     assert made.status == "created"
     assert (made.pid, made.exit_code, made.started_ms, made.finished_ms) == (0, None, None, None)
     assert made.command == ("sh", "-c", "exit 7")
-    assert "A=1" in made.environment
     assert made.user == "65534:65534"
     assert made.image_id.startswith("sha256:")
     assert made.runtime

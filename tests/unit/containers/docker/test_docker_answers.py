@@ -1,12 +1,13 @@
 """What the engine's bytes mean, for what no engine here says."""
 
+import dataclasses
 import struct
 
 import pytest
 
 from clawbox.containers.backend import ConflictError, EngineError, LogEntry, NotThereError, PullStep, Stream
 from clawbox.containers.docker.address import EngineAddress
-from clawbox.containers.docker.answers import engine_event, image_found, usage_sample
+from clawbox.containers.docker.answers import container_facts, engine_event, image_found, usage_sample
 from clawbox.containers.docker.connection import negotiate, refusal
 from clawbox.containers.docker.frames import LogReader, nanoseconds
 from clawbox.containers.docker.pulls import PullProgress
@@ -194,3 +195,20 @@ def test_what_a_registry_does_not_have_is_told_apart_within_a_pull(words):
 
 def test_what_a_registry_says_comes_without_control_characters():
     assert PullProgress().step({"status": "a\x1b[2J\nb" + "c" * 500}).detail == ("a[2Jb" + "c" * 500)[:200]
+
+
+def test_the_token_in_a_containers_environment_goes_no_further():
+    said = {
+        "Id": "e" * 64,
+        "Name": "/one",
+        "Image": "sha256:" + "1" * 64,
+        "Path": "/run/clawbox/gate",
+        "Args": ["go", "true"],
+        "State": {"Status": "running", "Pid": 7},
+        "Config": {"Env": ["CLAWBOX_TOKEN=the-token"], "WorkingDir": "/workspace"},
+    }
+
+    facts = dataclasses.asdict(container_facts(said))
+
+    assert (facts["pid"], facts["working_dir"]) == (7, "/workspace")
+    assert "the-token" not in str(facts)
