@@ -37,14 +37,15 @@ class Record:
 def recorded(audit: Audit, kind: str, *, principal: str, request_id: str, **fields: Any) -> Iterator[Record]:
     """Write exactly one row when the body ends: what it left in the record, or how it failed.
 
-    A ClawboxError about permission is ``denied``, any other error ``failed``, a cancellation ``cancelled``;
-    the reason goes with it. Raises AUDIT_UNAVAILABLE, before the body begins, when no row can be written.
+    A ClawboxError about permission is ``denied``, any other error ``failed``, a cancellation ``cancelled``,
+    and so is a stream that nobody reads to its end; the reason goes with it. Raises AUDIT_UNAVAILABLE, before
+    the body begins, when no row can be written.
     """
     audit.require()
     record = Record(fields=fields)
     try:
         yield record
-    except asyncio.CancelledError:
+    except (asyncio.CancelledError, GeneratorExit):
         record.decision = "cancelled"
         raise
     except ClawboxError as error:

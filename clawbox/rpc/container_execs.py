@@ -35,6 +35,10 @@ KEEPALIVE_SECONDS: Final = 15.0
 class Attached(Protocol):
     """One caller's hold on a process: :class:`clawbox.containers.execs.Exec`."""
 
+    @property
+    def exec_id(self) -> str:
+        """The process's id."""
+
     def events(self) -> AsyncGenerator[ExecEvent]:
         """What becomes of it: Started first, Exited last."""
 
@@ -129,11 +133,14 @@ class ExecMethods(ContainerMethods):
                     env_names=names_of(start.env),
                     user=start.user,
                     tty=start.tty,
+                    exec_id=start.exec_id,
                     **command_summary(start.command),
-                ):
+                ) as record:
                     container, quarters = self._place(start.container_id)
                     call = convert_execs.exec_call(start)
-                    return await self._execs.start(container, quarters, call, principal)
+                    process = await self._execs.start(container, quarters, call, principal)
+                    record.fields["exec_id"] = process.exec_id
+                    return process
             case "attach":
                 attach = first.attach
                 with self._recorded("container_attach", exec_id=attach.exec_id):

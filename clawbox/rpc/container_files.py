@@ -88,19 +88,24 @@ class FileMethods(ContainerMethods):
         self, request: containers_pb2.ReadFileRequest, _context: Context
     ) -> AsyncGenerator[containers_pb2.ReadFileResponse]:
         """Send a file: what it is, then its bytes."""
-        path = ContainerPath.parse(request.path, itself=False)
-        pieces = _Pieces()
-        reading = asyncio.create_task(self._read(request, path, pieces))
-        reading.add_done_callback(lambda _: pieces.end())
-        try:
-            async for piece in pieces:
-                yield piece
-            await reading
-        finally:
-            # Also when the reader left: the files child ends before the call does.
-            reading.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
+        with self._recorded(
+            "container_file_read", container_id=request.container_id, path=request.path, sent_bytes=0
+        ) as record:
+            path = ContainerPath.parse(request.path, itself=False)
+            pieces = _Pieces()
+            reading = asyncio.create_task(self._read(request, path, pieces))
+            reading.add_done_callback(lambda _: pieces.end())
+            try:
+                async for piece in pieces:
+                    # Before it goes: what a reader had when it left is in the row, and perhaps a piece more.
+                    record.fields["sent_bytes"] += len(piece.chunk)
+                    yield piece
                 await reading
+            finally:
+                # Also when the reader left: the files child ends before the call does.
+                reading.cancel()
+                with contextlib.suppress(asyncio.CancelledError, Exception):
+                    await reading
 
     async def ListFiles(  # noqa: N802
         self, request: containers_pb2.ListFilesRequest, _context: Context

@@ -210,12 +210,13 @@ class FakeExec:
 
     def __init__(self, call):
         self.call = call
+        self.exec_id = call.exec_id or "made"
         self.input: asyncio.Queue[bytes | None] = asyncio.Queue()
         self.done = []
         self.detached = asyncio.Event()
 
     async def events(self):
-        yield Started(self.call.exec_id or "made", 0, attached=False)
+        yield Started(self.exec_id, 0, attached=False)
         offset = 0
         while (data := await self.input.get()) is not None:
             yield Output(Stream.STDOUT, offset, data)
