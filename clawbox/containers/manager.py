@@ -21,7 +21,7 @@ from clawbox.containers.states import Ending, Operation, Paused, Resumed, State,
 from clawbox.containers.status import ContainersStatus
 from clawbox.containers.tasks import Tasks
 from clawbox.containers.wanted import check
-from clawbox.errors import ClawboxError, Reason, invalid_field
+from clawbox.errors import ClawboxError, Reason
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from clawbox.store import ContainerRows
 
 DEFAULT_GRACE_MS: Final = 10_000
-MAX_GRACE_MS: Final = 600_000
 
 
 class ContainerManager:
@@ -206,8 +205,6 @@ class ContainerManager:
     async def stop(self, container_id: str, principal: Principal, grace_ms: int | None = None) -> Container:
         """End its program by its stop signal, and by SIGKILL after a grace period in milliseconds."""
         grace = DEFAULT_GRACE_MS if grace_ms is None else grace_ms
-        if grace > MAX_GRACE_MS:
-            raise invalid_field("grace_ms", f"must be at most {MAX_GRACE_MS}", "maximum")
         return await self._end(container_id, principal, Ending.STOP if grace else Ending.KILL, grace / 1000)
 
     async def kill(self, container_id: str, principal: Principal) -> Container:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Final
 
 from clawbox_client.v1 import capabilities_pb2, containers_pb2
 
 from clawbox.containers.calls import ContainerFilter, SpawnCall, WorkspaceCall
 from clawbox.containers.environment import check_environment
+from clawbox.containers.host import workspace_folders
 from clawbox.containers.labels import check_labels
 from clawbox.containers.record import EgressState
 from clawbox.containers.spec import engine_name
@@ -31,7 +31,6 @@ PART_CONTAINERS: Final = 100
 PART_BYTES: Final = 2 << 20
 """After which such a message, or a page, takes no more containers: each may have 128 KiB of arguments."""
 
-_WORKSPACE_ID: Final = re.compile(r"[A-Za-z0-9-]{1,64}")
 _STATES: Final = {
     containers_pb2.ContainerState.Value(f"CONTAINER_STATE_{state.name}"): state for state in State
 }
@@ -80,8 +79,8 @@ def spawn_call(request: containers_pb2.SpawnRequest, request_id: str, *, any_hos
 
 
 def _workspace_call(spec: containers_pb2.WorkspaceSpec) -> WorkspaceCall:
-    if spec.workspace_id and not _WORKSPACE_ID.fullmatch(spec.workspace_id):
-        raise invalid_field("workspace.workspace_id", f"must match {_WORKSPACE_ID.pattern}", "pattern")
+    if spec.workspace_id:
+        workspace_folders.check_id(spec.workspace_id)
     return WorkspaceCall(
         workspace_id=spec.workspace_id,
         read_only=spec.read_only,

@@ -38,6 +38,12 @@ _ID: Final = re.compile(r"[A-Za-z0-9-]{1,64}")
 _GIVE_SECONDS: Final = 60.0
 
 
+def check_id(workspace_id: str) -> None:
+    """Raise INVALID_FIELD for what is no name of a workspace. Pure."""
+    if _ID.fullmatch(workspace_id) is None:
+        raise invalid_field("workspace.workspace_id", f"must match {_ID.pattern}", "pattern")
+
+
 class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is known of a workspace."""
 
@@ -60,8 +66,7 @@ class WorkspaceFolders:
 
     def path(self, owner: str, workspace_id: str) -> Path:
         """Where that workspace is, or would be. Raises INVALID_FIELD for what is no name."""
-        if _ID.fullmatch(workspace_id) is None:
-            raise invalid_field("workspace.workspace_id", f"must match {_ID.pattern}", "pattern")
+        check_id(workspace_id)
         return self._root / hashlib.sha256(owner.encode("utf-8", "surrogatepass")).hexdigest() / workspace_id
 
     def make_ready(self, owner: str, workspace_id: str, facts: Facts) -> Facts:
