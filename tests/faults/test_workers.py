@@ -97,7 +97,7 @@ def test_the_forkserver_is_killed_while_a_tool_runs(server, caller):
 def test_the_forkserver_is_killed_again_and_again(server, caller):
     for _ in range(4):
         _kill_forkserver(server)
-        eventually(lambda: _runs(caller), 20)
+        eventually(lambda: _runs(caller))
     _recovers(server)
 
 
