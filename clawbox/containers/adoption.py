@@ -35,6 +35,7 @@ from clawbox.containers.spec import engine_name
 from clawbox.containers.states import Ending, EndingBegun, State, Status, after
 from clawbox.containers.way_out import listen, open_door, open_way_out
 from clawbox.errors import ClawboxError, Reason
+from clawbox.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Coroutine
@@ -149,19 +150,28 @@ class Adoption:
         await self._adopt(container, facts if same else None)
 
     async def _undo(self, container: Container) -> None:
-        """One that was being made: nobody was ever told that it was there. Its folder is swept."""
-        around, container_id = self._around, container.container_id
-        await self._remove(engine_name(container_id))
-        identity = container.identity
+        """One that was being made: nobody was ever told that it was there."""
+        await self._remove(engine_name(container.container_id))
+        # Whole: what was given back once may be another's when it is given back again.
+        await uninterrupted(self._leave_nothing(container))
+
+    async def _leave_nothing(self, container: Container) -> None:
+        container_id, identity = container.container_id, container.identity
         entry = Entry(container_id)
+        self._quarters(entry, container)
+        await entry.lasting.give_back()
         identity = replace(identity, workspace_goes=not identity.workspace_kept)
         await self._lifecycle.clear(entry, replace(container, identity=identity))
-        await around.registry.forget(container_id)
+        try:
+            await self._around.registry.forget(container_id)
+        except ClawboxError:
+            # The row says CREATING: the next start removes it.
+            self._around.registry.drop(container_id)
 
     async def _adopt(self, container: Container, facts: ContainerFacts | None) -> None:
         """Go on with one: as it runs, or to its end when it has ended."""
         entry = Entry(container.container_id)
-        quarters = await self._quarters(entry, container)
+        quarters = self._quarters(entry, container)
         entry.quarters = quarters
         async with entry.lock:
             try:
@@ -192,15 +202,11 @@ class Adoption:
             polite = ending in {Ending.STOP, Ending.SHUTDOWN}
             await self._lifecycle.end(entry, ending, GRACE_SECONDS if polite else 0)
 
-    async def _quarters(self, entry: Entry, container: Container) -> Quarters:
+    def _quarters(self, entry: Entry, container: Container) -> Quarters:
+        """What it has on this machine, to be given back in the end."""
         around, identity = self._around, container.identity
         folder = around.folders.container(entry.container_id)
-        try:
-            workspace = await around.workspaces.adopt(
-                identity.owner, identity.workspace_id, container_id=entry.container_id
-            )
-        except (FileNotFoundError, ClawboxError):
-            workspace = around.workspaces.locate(identity.owner, identity.workspace_id, entry.container_id)
+        workspace = around.workspaces.hold(identity.owner, identity.workspace_id, entry.container_id)
         uids = around.uids
         if identity.uid in uids:
             uids.reserve(identity.uid)

@@ -91,6 +91,7 @@ class Monitor:
 
     async def restore(self, rows: ContainerRows) -> None:
         """Take what was kept. Raises STATE_UNAVAILABLE."""
+        restored = []
         for row in await rows.all():
             try:
                 container = from_row(row)
@@ -104,8 +105,15 @@ class Monitor:
                 _log.error("container %s is of another installation, and given up", row.container_id)
                 await rows.delete(row.container_id)
                 continue
+            restored.append(container)
+        # All at once: the time of one that finished may be over, and another have its workspace.
+        for container in restored:
             self._around.registry.restore(container)
-            if not container.active:
+            if container.active:
+                # It may run, however long it takes the engine to say so.
+                identity = container.identity
+                self._around.workspaces.hold(identity.owner, identity.workspace_id, container.container_id)
+            else:
                 self._lifecycle.restored(container)
 
     async def run(self) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from clawbox.containers.host import trees
 from clawbox.containers.host.folders import prepare
-from clawbox.containers.host.workspace_folders import FILES, TRASH, Facts, WorkspaceFolders, read_facts
+from clawbox.containers.host.workspace_folders import FILES, TRASH, Facts, WorkspaceFolders
 from clawbox.containers.mounts import MountError
 from clawbox.errors import ClawboxError, Reason
 from clawbox.uninterrupted import uninterrupted
@@ -71,8 +71,8 @@ class Workspaces:
         """Most that one may hold."""
         self._folders = WorkspaceFolders(root, max_kept)
         self._trash = root / TRASH
-        self._users: dict[tuple[str, str], str] = {}
-        """Which container has which workspace, by owner and id."""
+        self._users: dict[tuple[str, str], set[str]] = {}
+        """Who has which workspace, by owner and id: a container, and more only where state was lost."""
         self._held = AsyncExitStack()
         self._lock = -1
         self._thrown = asyncio.Event()
@@ -119,17 +119,15 @@ class Workspaces:
                 raise
         return Workspace(owner, name, folder / FILES, facts.kept, container_id, made=made)
 
-    async def adopt(self, owner: str, workspace_id: str, *, container_id: str) -> Workspace:
-        """The workspace that a container has which runs already.
+    def hold(self, owner: str, workspace_id: str, container_id: str) -> Workspace:
+        """The workspace that a container has since before this server, whether or not it is there.
 
-        Raises WRONG_STATE when another container has it, and FileNotFoundError when it is not there.
+        It has it, whoever else does: nobody acquires or deletes it until it is released. Raises INVALID_FIELD
+        for what is no name.
         """
-        folder = self._folders.path(owner, workspace_id)
-        found = await asyncio.to_thread(read_facts, folder)
-        if not await asyncio.to_thread((folder / FILES).is_dir):
-            raise FileNotFoundError(workspace_id)
-        self._take(owner, workspace_id, container_id)
-        return Workspace(owner, workspace_id, folder / FILES, found is None or found.kept, container_id)
+        workspace = self.locate(owner, workspace_id, container_id)
+        self._users.setdefault((owner, workspace_id), set()).add(container_id)
+        return workspace
 
     def locate(self, owner: str, workspace_id: str, container_id: str) -> Workspace:
         """Where a workspace is, for one who has it no more; whether or not it is there."""
@@ -171,7 +169,7 @@ class Workspaces:
             try:
                 await uninterrupted(asyncio.to_thread(_throw_away, folder, self._trash / token))
             finally:
-                del self._users[owner, workspace_id]
+                self._give_back(owner, workspace_id, token)
             self._thrown.set()
             async with asyncio.timeout(_DELETE_SECONDS):
                 await done.wait()
@@ -214,8 +212,10 @@ class Workspaces:
             os.close(folder)
 
     def _give_back(self, owner: str, workspace_id: str, user: str) -> None:
-        if self._users.get((owner, workspace_id)) == user:
-            del self._users[owner, workspace_id]
+        users = self._users.get((owner, workspace_id), set())
+        users.discard(user)
+        if not users:
+            self._users.pop((owner, workspace_id), None)
 
     def _take(self, owner: str, workspace_id: str, user: str) -> None:
         if (owner, workspace_id) in self._users:
@@ -225,7 +225,7 @@ class Workspaces:
                 precondition=("workspace", workspace_id),
                 workspace_id=workspace_id,
             )
-        self._users[owner, workspace_id] = user
+        self._users[owner, workspace_id] = {user}
 
     def _open(self) -> None:
         prepare(self.root)

@@ -6,12 +6,20 @@ import uuid
 from dataclasses import replace
 from types import SimpleNamespace
 
+import pytest
+
 from clawbox.children.uids import UidRange
-from clawbox.containers.backend import EngineFacts
+from clawbox.containers.backend import EngineError, EngineFacts, Listed
 from clawbox.containers.host import trees
+from clawbox.containers.labels import INSTALLATION
 from clawbox.containers.monitor import Monitor
-from clawbox.containers.states import Status
+from clawbox.containers.spec import engine_name
+from clawbox.containers.states import State, Status
+from clawbox.containers.users import User
+from clawbox.errors import ClawboxError, Reason
 from tests.integration.containers.test_retention import USER, Engine, Output, World, keeping
+
+OTHER = User(912_346, 912_346)
 
 
 class NextEngine(Engine):
@@ -20,12 +28,22 @@ class NextEngine(Engine):
     def __init__(self):
         super().__init__()
         self.removed = []
+        self.stuck = set()
+        """What it calls those that it says nothing of."""
+        self.listed = []
 
     async def about(self):
         return EngineFacts("20.10.24", "1.41", ("runc",), "runc")
 
     async def list(self, label):
-        return []
+        return self.listed
+
+    async def inspect(self, engine_id):
+        if engine_id in self.stuck:
+            raise EngineError(504, "it does not answer")
+        if engine_id not in {one.engine_id for one in self.listed}:
+            return None
+        return await super().inspect(engine_id)
 
     async def remove(self, engine_id):
         self.removed.append(engine_id)
@@ -160,4 +178,63 @@ async def test_one_that_was_being_made_goes_though_its_folder_cannot_be_removed(
     async with asyncio.timeout(60), restarted(tmp_path, before.rows.rows) as world, serving(world):
         assert world.monitor.problem == ""
         assert world.there() == set()
-        assert world.engine.removed == [f"clawbox-{made.container_id}"]
+        assert set(world.engine.removed) == {engine_name(made.container_id)}
+
+
+def listed(made):
+    """As the engine has it in its list."""
+    return Listed(made.engine_id, engine_name(made.container_id), "running", {INSTALLATION: "here"})
+
+
+async def test_the_workspace_of_one_that_is_not_taken_over_yet_is_nobody_elses(tmp_path):
+    """The engine says nothing of that one, and the others are served all the same."""
+    async with asyncio.timeout(60), keeping(tmp_path) as before:
+        made, workspace = await before.running(name="mine")
+    async with asyncio.timeout(60), restarted(tmp_path, before.rows.rows) as world:
+        world.engine.listed = [listed(made)]
+        world.engine.stuck = {made.engine_id}
+        async with serving(world):
+            assert world.monitor.problem == ""
+            with pytest.raises(ClawboxError) as refused:
+                await world.around.workspaces.acquire("ann", "mine", container_id="another", user=OTHER)
+            assert refused.value.reason is Reason.WRONG_STATE
+            assert workspace.path.stat().st_uid == USER.uid
+
+            # Once it is known to have gone, another may have it.
+            world.engine.listed, world.engine.stuck = [], set()
+            await world.monitor._adoption.settle()
+            await world.registry.until(made.container_id, lambda one: one.status.state is State.LOST)
+            await world.around.workspaces.acquire("ann", "mine", container_id="another", user=OTHER)
+            assert workspace.path.stat().st_uid == OTHER.uid
+
+
+async def test_one_whose_time_is_over_takes_no_workspace_along_while_rows_are_still_restored(tmp_path):
+    """Another container has that workspace by now, and its row comes later."""
+    async with asyncio.timeout(60), keeping(tmp_path) as before:
+        first, workspace = await before.running()
+        over = replace(first, status=Status(State.STOPPED, "it ended"), finished_ms=1, purge_ms=1)
+        await before.registry.put(over)
+        before.around.workspaces.release(workspace)
+        second, _ = await before.running(name=workspace.workspace_id)
+    finished, runs = before.rows.rows.values()
+    broken = replace(runs, container_id="broken", document=b"")
+    rows = {one.container_id: one for one in (finished, broken, runs)}
+
+    async with asyncio.timeout(60), keeping(tmp_path) as world:
+        delete = world.rows.delete
+
+        async def slowly(container_id):
+            if container_id == "broken":
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(world.output.forgetting.wait(), 0.5)
+                    await world.done()
+            await delete(container_id)
+
+        world.rows.delete = slowly
+        world.rows.rows.update(rows)
+        world.around.installation = "here"
+        await Monitor(world.around, world.lifecycle, None).restore(world.rows)
+        await world.gone(first.container_id)
+
+        assert world.rows.rows == {second.container_id: runs}
+        assert workspace.path.exists()

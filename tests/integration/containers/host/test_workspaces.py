@@ -68,18 +68,22 @@ async def test_a_fresh_workspace_is_the_users_alone_and_goes(workspaces):
     assert not any("files" in name for name in everything(workspaces.root))
 
 
+async def in_use(call):
+    """A container has the workspace."""
+    with pytest.raises(ClawboxError) as raised:
+        await call
+    assert raised.value.reason is Reason.WRONG_STATE
+
+
 async def test_one_container_at_a_time_has_a_workspace(workspaces):
     made = await workspaces.acquire("alice", "kept", container_id=new_id(), user=ONE)
     assert made.kept
 
     for call in (
         workspaces.acquire("alice", "kept", container_id=new_id(), user=TWO),
-        workspaces.adopt("alice", "kept", container_id=new_id()),
         workspaces.delete("alice", "kept"),
     ):
-        with pytest.raises(ClawboxError) as raised:
-            await call
-        assert raised.value.reason is Reason.WRONG_STATE
+        await in_use(call)
     other = await workspaces.acquire("bob", "kept", container_id=new_id(), user=TWO)
 
     assert other.path != made.path
@@ -165,15 +169,34 @@ async def test_no_two_servers_have_one_folder_of_workspaces(workspaces):
         await second.__aenter__()
 
 
-async def test_after_a_restart_a_workspace_is_adopted(tmp_path):
+async def test_after_a_restart_a_workspace_is_held_by_who_had_it(tmp_path):
     root, container = tmp_path / "workspaces", new_id()
     async with Workspaces(root, 1, max_kept=100) as first:
-        made = await first.acquire("alice", "", container_id=container, user=ONE)
+        made = await first.acquire("alice", "mine", container_id=container, user=ONE)
 
     async with Workspaces(root, 1, max_kept=100) as second:
-        assert await second.adopt("alice", made.workspace_id, container_id=container) == made
-        with pytest.raises(FileNotFoundError):
-            await second.adopt("alice", "other", container_id=container)
+        held = second.hold("alice", "mine", container)
+        assert held.path == made.path
+        assert second.hold("alice", "mine", container) == held
+        assert not second.hold("alice", "another", container).path.exists()
+        for call in (
+            second.acquire("alice", "mine", container_id=new_id(), user=TWO),
+            second.delete("alice", "mine"),
+        ):
+            await in_use(call)
+
+        second.release(held)
+        assert (await second.acquire("alice", "mine", container_id=new_id(), user=TWO)).path == made.path
+
+
+async def test_where_two_containers_have_one_it_is_free_when_both_have_gone(workspaces):
+    held = [workspaces.hold("alice", "mine", new_id()) for _ in range(2)]
+
+    for one in held:
+        await in_use(workspaces.acquire("alice", "mine", container_id=new_id(), user=ONE))
+        workspaces.release(one)
+
+    await workspaces.acquire("alice", "mine", container_id=new_id(), user=ONE)
 
 
 async def test_disk_is_measured_by_blocks_and_names_of_one_file_count_once(workspaces, tmp_path):
