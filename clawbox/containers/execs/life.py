@@ -72,8 +72,9 @@ class Life:
                 # The engine ends the output when it has noticed the end: asked before, it does not know yet.
                 await asyncio.wait({reading}, timeout=NOTICE_SECONDS)
             code = await self.inside.exit_code() if self.inside.gone.done() and not lost else None
-            alone = not lost and await asyncio.to_thread(self.inside.left_nothing)
-            self.output.process_ended(alone=alone)
+            if not reading.done():
+                alone = not lost and await asyncio.to_thread(self.inside.left_nothing)
+                self.output.process_ended(alone=alone)
             await reading
             by_itself = self._why is None
             return self._ended(code, lost=lost, duration=duration)
