@@ -135,6 +135,31 @@ def test_a_spawn_that_is_cancelled_while_it_pulls_leaves_nothing(pulling, regist
         registry.held.set()
 
 
+def test_one_that_is_being_made_is_ended_by_cancelling_its_spawn_alone(pulling, registry, pushed):
+    reference, _, _ = pushed()
+    registry.held.clear()
+    registry.reached.clear()
+    request = pb.SpawnRequest(task="x", image=reference, hold=True)
+    call = pulling.stub.Spawn.future(request, **pulling.as_("ann"))
+    try:
+        assert registry.reached.wait(30)
+        until(lambda: list(pulling.ann.list_containers()))
+        (made,) = pulling.ann.list_containers()
+        assert made.state is ContainerState.CREATING
+        for end in (
+            lambda: pulling.ann.stop_container(made.container_id),
+            lambda: pulling.ann.kill_container(made.container_id),
+            lambda: pulling.ann.remove_container(made.container_id),
+            lambda: pulling.ann.remove_container(made.container_id, force=True),
+        ):
+            assert refused(end).reason == "WRONG_STATE"
+        assert pulling.ann.get_container(made.container_id).state is ContainerState.CREATING
+        call.cancel()
+        until(lambda: not list(pulling.ann.list_containers(include_finished=True)))
+    finally:
+        registry.held.set()
+
+
 def test_never_pulls_nothing(world):
     before = refused(lambda: world.ann.spawn("x", image="clawbox-test/not-there:1", hold=True))
     assert before.reason == "IMAGE_NOT_FOUND"

@@ -85,7 +85,9 @@ class _EgressStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EgressSta
     EGRESS_STATE_READY: _EgressState.ValueType  # 1
     """The Unix socket `/run/clawbox/proxy.sock`, and `127.0.0.1:3128` for programs that know HTTP_PROXY."""
     EGRESS_STATE_SOCKET_ONLY: _EgressState.ValueType  # 2
-    """The Unix socket alone: this server may not open a listener in the container's namespace."""
+    """The Unix socket alone: the server may not open a listener in the container's namespace. This server does
+    not send it: it makes no container then.
+    """
     EGRESS_STATE_PROXY_PORT_TAKEN: _EgressState.ValueType  # 3
     """The Unix socket alone: a program inside has taken port 3128."""
     EGRESS_STATE_RESTARTING: _EgressState.ValueType  # 4
@@ -103,7 +105,9 @@ EGRESS_STATE_UNSPECIFIED: EgressState.ValueType  # 0
 EGRESS_STATE_READY: EgressState.ValueType  # 1
 """The Unix socket `/run/clawbox/proxy.sock`, and `127.0.0.1:3128` for programs that know HTTP_PROXY."""
 EGRESS_STATE_SOCKET_ONLY: EgressState.ValueType  # 2
-"""The Unix socket alone: this server may not open a listener in the container's namespace."""
+"""The Unix socket alone: the server may not open a listener in the container's namespace. This server does
+not send it: it makes no container then.
+"""
 EGRESS_STATE_PROXY_PORT_TAKEN: EgressState.ValueType  # 3
 """The Unix socket alone: a program inside has taken port 3128."""
 EGRESS_STATE_RESTARTING: EgressState.ValueType  # 4
@@ -219,8 +223,10 @@ class SpawnRequest(_message.Message):
     template's; without one it has no such limit. `capabilities.resources.timeout_ms` counts from its start.
     """
     request_id: _builtins.str
-    """Makes a repeated call safe: for 24 hours the same id and body of the same principal return the earlier
-    success, and another body is INVALID_ARGUMENT. At most 128 printable ASCII characters.
+    """Makes a repeated call safe: for 24 hours the same id and body of the same principal return the container
+    that was made, as it is now, and another body is INVALID_ARGUMENT. Once that container is forgotten (by
+    Remove, or because the server keeps finished ones only so long, and so many), the call is NOT_FOUND
+    (CONTAINER_NOT_FOUND) and makes none. At most 128 printable ASCII characters.
     """
     @_builtins.property
     def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -411,7 +417,9 @@ class Container(_message.Message):
 
     @_builtins.property
     def grant(self) -> _capabilities_pb2.Capabilities:
-        """What it may reach and use after narrowing, every field set."""
+        """What it may reach and use after narrowing, every field set but `fuel`, and `timeout_ms` and `cpu_millis`
+        where it has no such limit.
+        """
 
     @_builtins.property
     def env_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -1406,7 +1414,7 @@ class OutputGap(_message.Message):
     offset: _builtins.int
     """Offset of the first byte that is missing."""
     length: _builtins.int
-    """How many bytes are missing."""
+    """How many bytes are missing; 0 when that is not known."""
     def __init__(
         self,
         *,
@@ -1840,13 +1848,15 @@ class ContainersStatsResponse(_message.Message):
     block_write_bytes: _builtins.int
     """Bytes written to block devices since its start."""
     egress_allowed: _builtins.int
-    """Requests that its sidecar let through since its start."""
+    """Requests that its sidecar let through since the container's start, or since this server took it over
+    from one that ended.
+    """
     egress_denied: _builtins.int
-    """Requests that its sidecar refused since its start."""
+    """Requests that its sidecar refused, counted as `egress_allowed` is."""
     egress_sent_bytes: _builtins.int
-    """Bytes that its sidecar sent upstream since its start."""
+    """Bytes that its sidecar sent upstream, counted as `egress_allowed` is."""
     egress_received_bytes: _builtins.int
-    """Bytes that its sidecar received from upstream since its start."""
+    """Bytes that its sidecar received from upstream, counted as `egress_allowed` is."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When it was measured."""

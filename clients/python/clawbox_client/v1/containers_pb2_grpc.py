@@ -31,8 +31,13 @@ class ContainersStub:
 
     A principal without `*` sees and controls only the containers that it owns; any other is NOT_FOUND
     (CONTAINER_NOT_FOUND). What a program does, its exit code and its death included, is a result and never an
-    RPC error. While the Docker engine is away, every method is UNAVAILABLE (DOCKER_UNAVAILABLE). All output
-    that leaves through this service is redacted like the output of tools.
+    RPC error. All output that leaves through this service is redacted like the output of tools.
+
+    While the Docker engine is away, what needs it is UNAVAILABLE (DOCKER_UNAVAILABLE): Spawn, Pause, Resume,
+    RunCommand, Stats, and Exec for a new process. Get, List, Watch, Wait, Logs, ListTemplates and the methods
+    for files of a workspace answer. Stop, Kill and Remove with `force` end the program, and return when the
+    engine is back and says how it ended. A container that the server found at its start is taken over when the
+    engine is there; until then they are UNAVAILABLE for it, and its files, too.
 
     A request message is called after its method, with the service in front where the method's name alone
     does not say what it is about or another service has one of that name.
@@ -157,8 +162,13 @@ class ContainersServicer:
 
     A principal without `*` sees and controls only the containers that it owns; any other is NOT_FOUND
     (CONTAINER_NOT_FOUND). What a program does, its exit code and its death included, is a result and never an
-    RPC error. While the Docker engine is away, every method is UNAVAILABLE (DOCKER_UNAVAILABLE). All output
-    that leaves through this service is redacted like the output of tools.
+    RPC error. All output that leaves through this service is redacted like the output of tools.
+
+    While the Docker engine is away, what needs it is UNAVAILABLE (DOCKER_UNAVAILABLE): Spawn, Pause, Resume,
+    RunCommand, Stats, and Exec for a new process. Get, List, Watch, Wait, Logs, ListTemplates and the methods
+    for files of a workspace answer. Stop, Kill and Remove with `force` end the program, and return when the
+    engine is back and says how it ended. A container that the server found at its start is taken over when the
+    engine is there; until then they are UNAVAILABLE for it, and its files, too.
 
     A request message is called after its method, with the service in front where the method's name alone
     does not say what it is about or another service has one of that name.
@@ -210,6 +220,8 @@ class ContainersServicer:
     def Stop(self, request, context):
         """Ends a container's program: SIGTERM (or the image's stop signal), SIGKILL after a grace period. Returns
         the finished container; one that had finished before is returned as it is. Scope: `containers:write`.
+
+        One that is CREATING is FAILED_PRECONDITION (WRONG_STATE): cancelling its Spawn ends it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -218,6 +230,8 @@ class ContainersServicer:
     def Kill(self, request, context):
         """Kills everything in a container at once and returns the output that was collected. One that had finished
         before is returned as it is. Scope: `containers:write`.
+
+        One that is CREATING is FAILED_PRECONDITION (WRONG_STATE): cancelling its Spawn ends it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -226,7 +240,8 @@ class ContainersServicer:
     def Remove(self, request, context):
         """Forgets a finished container, its output and, where it is to be deleted, its workspace. Scope: `containers:write`.
 
-        An active container is FAILED_PRECONDITION (WRONG_STATE) unless `force` is set.
+        An active container is FAILED_PRECONDITION (WRONG_STATE) unless `force` is set, and one that is CREATING
+        in any case: cancelling its Spawn ends it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -463,8 +478,13 @@ class Containers:
 
     A principal without `*` sees and controls only the containers that it owns; any other is NOT_FOUND
     (CONTAINER_NOT_FOUND). What a program does, its exit code and its death included, is a result and never an
-    RPC error. While the Docker engine is away, every method is UNAVAILABLE (DOCKER_UNAVAILABLE). All output
-    that leaves through this service is redacted like the output of tools.
+    RPC error. All output that leaves through this service is redacted like the output of tools.
+
+    While the Docker engine is away, what needs it is UNAVAILABLE (DOCKER_UNAVAILABLE): Spawn, Pause, Resume,
+    RunCommand, Stats, and Exec for a new process. Get, List, Watch, Wait, Logs, ListTemplates and the methods
+    for files of a workspace answer. Stop, Kill and Remove with `force` end the program, and return when the
+    engine is back and says how it ended. A container that the server found at its start is taken over when the
+    engine is there; until then they are UNAVAILABLE for it, and its files, too.
 
     A request message is called after its method, with the service in front where the method's name alone
     does not say what it is about or another service has one of that name.

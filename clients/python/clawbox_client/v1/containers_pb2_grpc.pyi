@@ -32,8 +32,13 @@ class ContainersStub:
 
     A principal without `*` sees and controls only the containers that it owns; any other is NOT_FOUND
     (CONTAINER_NOT_FOUND). What a program does, its exit code and its death included, is a result and never an
-    RPC error. While the Docker engine is away, every method is UNAVAILABLE (DOCKER_UNAVAILABLE). All output
-    that leaves through this service is redacted like the output of tools.
+    RPC error. All output that leaves through this service is redacted like the output of tools.
+
+    While the Docker engine is away, what needs it is UNAVAILABLE (DOCKER_UNAVAILABLE): Spawn, Pause, Resume,
+    RunCommand, Stats, and Exec for a new process. Get, List, Watch, Wait, Logs, ListTemplates and the methods
+    for files of a workspace answer. Stop, Kill and Remove with `force` end the program, and return when the
+    engine is back and says how it ended. A container that the server found at its start is taken over when the
+    engine is there; until then they are UNAVAILABLE for it, and its files, too.
 
     A request message is called after its method, with the service in front where the method's name alone
     does not say what it is about or another service has one of that name.
@@ -67,15 +72,20 @@ class ContainersStub:
     Stop: _grpc.UnaryUnaryMultiCallable[_containers_pb2.ContainersStopRequest, _containers_pb2.Container]
     """Ends a container's program: SIGTERM (or the image's stop signal), SIGKILL after a grace period. Returns
     the finished container; one that had finished before is returned as it is. Scope: `containers:write`.
+
+    One that is CREATING is FAILED_PRECONDITION (WRONG_STATE): cancelling its Spawn ends it.
     """
     Kill: _grpc.UnaryUnaryMultiCallable[_containers_pb2.ContainersKillRequest, _containers_pb2.ContainersKillResponse]
     """Kills everything in a container at once and returns the output that was collected. One that had finished
     before is returned as it is. Scope: `containers:write`.
+
+    One that is CREATING is FAILED_PRECONDITION (WRONG_STATE): cancelling its Spawn ends it.
     """
     Remove: _grpc.UnaryUnaryMultiCallable[_containers_pb2.ContainersRemoveRequest, _containers_pb2.ContainersRemoveResponse]
     """Forgets a finished container, its output and, where it is to be deleted, its workspace. Scope: `containers:write`.
 
-    An active container is FAILED_PRECONDITION (WRONG_STATE) unless `force` is set.
+    An active container is FAILED_PRECONDITION (WRONG_STATE) unless `force` is set, and one that is CREATING
+    in any case: cancelling its Spawn ends it.
     """
     Pause: _grpc.UnaryUnaryMultiCallable[_containers_pb2.ContainersPauseRequest, _containers_pb2.Container]
     """Freezes every process of a RUNNING container; its lifetime goes on. Scope: `containers:write`.
@@ -136,8 +146,13 @@ class ContainersAsyncStub(ContainersStub):
 
     A principal without `*` sees and controls only the containers that it owns; any other is NOT_FOUND
     (CONTAINER_NOT_FOUND). What a program does, its exit code and its death included, is a result and never an
-    RPC error. While the Docker engine is away, every method is UNAVAILABLE (DOCKER_UNAVAILABLE). All output
-    that leaves through this service is redacted like the output of tools.
+    RPC error. All output that leaves through this service is redacted like the output of tools.
+
+    While the Docker engine is away, what needs it is UNAVAILABLE (DOCKER_UNAVAILABLE): Spawn, Pause, Resume,
+    RunCommand, Stats, and Exec for a new process. Get, List, Watch, Wait, Logs, ListTemplates and the methods
+    for files of a workspace answer. Stop, Kill and Remove with `force` end the program, and return when the
+    engine is back and says how it ended. A container that the server found at its start is taken over when the
+    engine is there; until then they are UNAVAILABLE for it, and its files, too.
 
     A request message is called after its method, with the service in front where the method's name alone
     does not say what it is about or another service has one of that name.
@@ -168,15 +183,20 @@ class ContainersAsyncStub(ContainersStub):
     Stop: _aio.UnaryUnaryMultiCallable[_containers_pb2.ContainersStopRequest, _containers_pb2.Container]  # type: ignore[assignment]
     """Ends a container's program: SIGTERM (or the image's stop signal), SIGKILL after a grace period. Returns
     the finished container; one that had finished before is returned as it is. Scope: `containers:write`.
+
+    One that is CREATING is FAILED_PRECONDITION (WRONG_STATE): cancelling its Spawn ends it.
     """
     Kill: _aio.UnaryUnaryMultiCallable[_containers_pb2.ContainersKillRequest, _containers_pb2.ContainersKillResponse]  # type: ignore[assignment]
     """Kills everything in a container at once and returns the output that was collected. One that had finished
     before is returned as it is. Scope: `containers:write`.
+
+    One that is CREATING is FAILED_PRECONDITION (WRONG_STATE): cancelling its Spawn ends it.
     """
     Remove: _aio.UnaryUnaryMultiCallable[_containers_pb2.ContainersRemoveRequest, _containers_pb2.ContainersRemoveResponse]  # type: ignore[assignment]
     """Forgets a finished container, its output and, where it is to be deleted, its workspace. Scope: `containers:write`.
 
-    An active container is FAILED_PRECONDITION (WRONG_STATE) unless `force` is set.
+    An active container is FAILED_PRECONDITION (WRONG_STATE) unless `force` is set, and one that is CREATING
+    in any case: cancelling its Spawn ends it.
     """
     Pause: _aio.UnaryUnaryMultiCallable[_containers_pb2.ContainersPauseRequest, _containers_pb2.Container]  # type: ignore[assignment]
     """Freezes every process of a RUNNING container; its lifetime goes on. Scope: `containers:write`.
@@ -236,8 +256,13 @@ class ContainersServicer(metaclass=_abc_1.ABCMeta):
 
     A principal without `*` sees and controls only the containers that it owns; any other is NOT_FOUND
     (CONTAINER_NOT_FOUND). What a program does, its exit code and its death included, is a result and never an
-    RPC error. While the Docker engine is away, every method is UNAVAILABLE (DOCKER_UNAVAILABLE). All output
-    that leaves through this service is redacted like the output of tools.
+    RPC error. All output that leaves through this service is redacted like the output of tools.
+
+    While the Docker engine is away, what needs it is UNAVAILABLE (DOCKER_UNAVAILABLE): Spawn, Pause, Resume,
+    RunCommand, Stats, and Exec for a new process. Get, List, Watch, Wait, Logs, ListTemplates and the methods
+    for files of a workspace answer. Stop, Kill and Remove with `force` end the program, and return when the
+    engine is back and says how it ended. A container that the server found at its start is taken over when the
+    engine is there; until then they are UNAVAILABLE for it, and its files, too.
 
     A request message is called after its method, with the service in front where the method's name alone
     does not say what it is about or another service has one of that name.
@@ -302,6 +327,8 @@ class ContainersServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_containers_pb2.Container, _abc.Awaitable[_containers_pb2.Container]]:
         """Ends a container's program: SIGTERM (or the image's stop signal), SIGKILL after a grace period. Returns
         the finished container; one that had finished before is returned as it is. Scope: `containers:write`.
+
+        One that is CREATING is FAILED_PRECONDITION (WRONG_STATE): cancelling its Spawn ends it.
         """
 
     @_abc_1.abstractmethod
@@ -312,6 +339,8 @@ class ContainersServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_containers_pb2.ContainersKillResponse, _abc.Awaitable[_containers_pb2.ContainersKillResponse]]:
         """Kills everything in a container at once and returns the output that was collected. One that had finished
         before is returned as it is. Scope: `containers:write`.
+
+        One that is CREATING is FAILED_PRECONDITION (WRONG_STATE): cancelling its Spawn ends it.
         """
 
     @_abc_1.abstractmethod
@@ -322,7 +351,8 @@ class ContainersServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_containers_pb2.ContainersRemoveResponse, _abc.Awaitable[_containers_pb2.ContainersRemoveResponse]]:
         """Forgets a finished container, its output and, where it is to be deleted, its workspace. Scope: `containers:write`.
 
-        An active container is FAILED_PRECONDITION (WRONG_STATE) unless `force` is set.
+        An active container is FAILED_PRECONDITION (WRONG_STATE) unless `force` is set, and one that is CREATING
+        in any case: cancelling its Spawn ends it.
         """
 
     @_abc_1.abstractmethod
