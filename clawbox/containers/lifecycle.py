@@ -311,9 +311,7 @@ class Lifecycle:
         delete = entry.delete_workspace
         try:
             if identity.workspace_goes if delete is None else delete:
-                # One that runs since before this server has it, though it is not adopted yet.
-                if not any(one.active for one in self._around.registry.having(identity.owner, workspace_id)):
-                    await workspaces.delete(identity.owner, workspace_id)
+                await workspaces.delete(identity.owner, workspace_id)
             elif delete is False:
                 await workspaces.keep(identity.owner, workspace_id)
         except ClawboxError as error:

@@ -208,6 +208,17 @@ async def test_the_workspace_of_one_that_is_not_taken_over_yet_is_nobody_elses(t
             assert workspace.path.stat().st_uid == OTHER.uid
 
 
+async def test_the_workspace_of_one_that_is_not_taken_over_yet_stays_when_another_is_removed(tmp_path):
+    async with asyncio.timeout(60), keeping(tmp_path) as before:
+        first, workspace = await before.ended(name="mine")
+        made, _ = await before.running(name="mine")
+    async with asyncio.timeout(60), restarted(tmp_path, before.rows.rows) as world:
+        await world.lifecycle.forget(world.lifecycle.entries[first], delete_workspace=True)
+
+        assert set(world.rows.rows) == {made.container_id}
+        assert workspace.path.exists()
+
+
 async def test_one_whose_time_is_over_takes_no_workspace_along_while_rows_are_still_restored(tmp_path):
     """Another container has that workspace by now, and its row comes later."""
     async with asyncio.timeout(60), keeping(tmp_path) as before:
@@ -238,3 +249,20 @@ async def test_one_whose_time_is_over_takes_no_workspace_along_while_rows_are_st
 
         assert world.rows.rows == {second.container_id: runs}
         assert workspace.path.exists()
+
+
+@pytest.mark.parametrize("name", ["", "mine"])
+async def test_of_one_that_was_being_made_only_a_workspace_with_a_name_stays(tmp_path, name):
+    """Nobody was told the name of a fresh one, though it was to stay after its container."""
+    async with asyncio.timeout(60), keeping(tmp_path) as before:
+        made, workspace = await before.running(name=name)
+        await before.around.workspaces.keep("ann", workspace.workspace_id)
+        identity = replace(made.identity, workspace_goes=False)
+        await before.registry.put(replace(made, identity=identity, status=Status(), engine_id=""))
+    after = restarted(tmp_path, before.rows.rows, max_kept=1)
+    async with asyncio.timeout(60), after as world, serving(world):
+        assert world.monitor.problem == ""
+        assert world.there() == set()
+        assert workspace.path.exists() is bool(name)
+        # It counts no more, and whoever knows its name may have it.
+        await world.around.workspaces.acquire("ann", name or "other", container_id="another", user=USER)

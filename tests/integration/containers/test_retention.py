@@ -386,19 +386,6 @@ async def test_who_would_keep_one_too_many_while_time_forgets_it_is_told(tmp_pat
         await world.gone(first)
 
 
-async def test_a_workspace_stays_while_a_container_that_is_not_adopted_yet_has_it(tmp_path):
-    async with asyncio.timeout(60), keeping(tmp_path) as world:
-        first, workspace = await world.ended(name="mine")
-        made, _ = await world.running(name="mine")
-        # As it is when the next server has its rows, and the engine was not asked yet.
-        world.around.workspaces.release(replace(workspace, container_id=made.container_id))
-
-        await world.lifecycle.forget(world.lifecycle.entries[first], delete_workspace=True)
-
-        assert world.there() == {made.container_id}
-        assert workspace.path.exists()
-
-
 def test_the_order_is_that_of_ending_and_each_owners_own():
     registry = Registry(Rows())
     made = Container(
