@@ -7,7 +7,9 @@ import contextlib
 import hashlib
 import json
 import os
+import signal
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -30,7 +32,6 @@ from tests.footprint import children, is_alive, name_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
-    from pathlib import Path
 
     from clawbox.egress.sandbox_door import SandboxDoor
 
@@ -175,6 +176,18 @@ async def get_at(path: Path, url: str, token: str | None = TOKEN) -> Reply:
         return await reply(reader)
     finally:
         writer.close()
+
+
+async def suspend(pid: int) -> None:
+    """Have a process do nothing more; returns once each of its threads stands still, which takes a moment."""
+    os.kill(pid, signal.SIGSTOP)
+    async with asyncio.timeout(20):
+        while not all(map(_stands_still, Path(f"/proc/{pid}/task").iterdir())):  # noqa: ASYNC110, ASYNC240
+            await asyncio.sleep(0.001)
+
+
+def _stands_still(thread: Path) -> bool:
+    return (thread / "stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 def processes(name: str) -> list[int]:

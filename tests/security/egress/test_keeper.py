@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import os
-import signal
 import socket
 from pathlib import Path
 
@@ -33,6 +31,7 @@ from clawbox.egress.keeper.outbox import Outbox, PeerGoneError
 from clawbox.egress.keeper.secrets import Secrets
 from clawbox.egress.vault import Fault, MasterKey, Vault
 from clawbox.signed_text import container_labels_text
+from tests.egress_world.supervised import suspend
 
 from .keeping import HEX_KEY, credential, keeping, report_of
 
@@ -256,7 +255,7 @@ async def test_rule_62_the_keeper_signs_heads_that_verify_with_the_identity_keys
 
 async def test_what_a_dead_keeper_was_asked_to_sign_is_refused(tmp_path):
     async with keeping(tmp_path) as world:
-        os.kill(world.process.pid, signal.SIGSTOP)  # it never answers
+        await suspend(world.process.pid)  # it never answers
         signing = asyncio.create_task(world.keeper.sign(1, "0" * 64))
         await asyncio.sleep(0)
         await world.crash()
@@ -298,7 +297,7 @@ async def test_rule_83_labels_as_large_as_they_get_hold_up_nobody(tmp_path):
 
 async def test_rule_83_a_dead_keeper_made_no_mac(tmp_path):
     async with keeping(tmp_path) as world:
-        os.kill(world.process.pid, signal.SIGSTOP)  # it never answers
+        await suspend(world.process.pid)  # it never answers
         asking = asyncio.create_task(world.keeper.authenticate_labels("{}"))
         given_up = asyncio.create_task(world.keeper.authenticate_labels("{}"))
         await asyncio.sleep(0)

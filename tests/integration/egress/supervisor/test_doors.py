@@ -30,6 +30,7 @@ from tests.egress_world.supervised import (
     reply,
     request,
     running,
+    suspend,
 )
 
 
@@ -87,7 +88,7 @@ async def test_a_sidecar_that_does_not_end_is_killed_and_leaves_a_gap(world, mon
     monkeypatch.setattr("clawbox.egress.sidecar_supervisor.FINISH_SECONDS", 0.1)
     async with world.supervisor.sandbox(world.grant()):
         (pid,) = processes("clawbox-egress")
-        os.kill(pid, signal.SIGSTOP)
+        await suspend(pid)
 
     assert processes("clawbox-egress") == []
     (gap,) = world.rows("egress_gap")
@@ -183,7 +184,7 @@ async def test_output_that_a_sidecar_died_over_is_cleaned_by_the_next(world):
     world.keep("api")
     async with world.supervisor.sandbox(world.grant(credentials=("api",))) as door:
         (pid,) = processes("clawbox-egress")
-        os.kill(pid, signal.SIGSTOP)  # it is asked, as one that is dying may be, and never answers
+        await suspend(pid)  # it is asked, as one that is dying may be, and never answers
         cleaning = asyncio.create_task(door.clean(1, b"it is " + SECRET.encode(), end=True, shapes=False))
         await asyncio.sleep(0)
         os.kill(pid, signal.SIGKILL)

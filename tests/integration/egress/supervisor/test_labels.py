@@ -10,7 +10,7 @@ import pytest
 
 from clawbox.egress.keeper.messages import MAX_LABELS_CHARACTERS
 from clawbox.errors import ClawboxError, Reason
-from tests.egress_world.supervised import processes
+from tests.egress_world.supervised import processes, suspend
 
 
 async def test_rule_83_the_first_one_who_needs_a_mac_starts_the_keeper(world):
@@ -40,7 +40,7 @@ async def test_rule_83_labels_that_are_too_large_are_the_callers_fault(world):
 async def test_rule_83_a_mac_that_a_keeper_died_over_is_the_next_ones(world):
     mac = await world.supervisor.mac("{}")
     (keeper,) = processes("clawbox-keeper")
-    os.kill(keeper, signal.SIGSTOP)  # it is asked, as one that is dying may be, and never answers
+    await suspend(keeper)  # it is asked, as one that is dying may be, and never answers
     asked = asyncio.create_task(world.supervisor.mac("{}"))
     await asyncio.sleep(0)
     os.kill(keeper, signal.SIGKILL)
