@@ -67,6 +67,7 @@ class ContainerFacts:
     exit_code: int | None = None
     """None: it has not run, or still does."""
     oom_killed: bool = False
+    """Whether a process in it was killed for memory, its first or another."""
     error: str = ""
     """The engine's words for a start that failed."""
     started_ms: int | None = None

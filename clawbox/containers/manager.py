@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Self
 
 from clawbox.containers.backend import ConflictError, EngineError
+from clawbox.containers.failures import engine_refused
 from clawbox.containers.lifecycle import Lifecycle
 from clawbox.containers.monitor import Monitor
 from clawbox.containers.record import Container, EgressState
@@ -262,12 +263,7 @@ class ContainerManager:
                 pass  # it is so already, or it just ended: another look tells
             except EngineError as error:
                 self._lifecycle.look(container_id)
-                raise ClawboxError(
-                    Reason.ENGINE_REFUSED,
-                    "the engine refused to {operation} (status {status}); the server's log says why",
-                    operation=operation.value,
-                    status=error.status,
-                ) from error
+                raise engine_refused(operation.value, error) from error
             else:
                 status = after(container.status, Paused() if pausing else Resumed())
                 await self._registry.put(replace(container, status=status))
