@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
 import threading
 import tracemalloc
@@ -20,6 +19,7 @@ from clawbox.auth import Principal
 from clawbox.errors import ClawboxError
 from clawbox.rpc import limits, sandbox
 from clawbox.wasm.uploads import UploadStart
+from tests.egress_world.supervised import suspend
 from tests.integration.rpc import conftest as rpc
 from tests.integration.sandbox_service.conftest import stack
 from tests.integration.sandbox_service.modules import ECHO
@@ -174,7 +174,7 @@ async def test_who_leaves_replies_unread_gets_no_more_of_them(monkeypatch: pytes
                 await reader.stdout.readline()
                 for _ in range(8):
                     await arrived.acquire()
-                reader.send_signal(signal.SIGSTOP)
+                await suspend(reader.pid)
                 stopped.set()
                 running.sandbox.execute = running.sandbox._ok
                 await execute(rpc.NARROW)  # somebody else
