@@ -175,32 +175,48 @@ class Adoption:
         entry.quarters = quarters
         async with entry.lock:
             try:
-                if facts is not None and facts.runs:
-                    container = await self._move_in(entry, container, quarters, facts)
-                elif facts is not None:
-                    # It has ended; what it wrote is still to be read, and cleaned.
-                    quarters.door = await open_door(container.identity, entry.local, self._around)
-                    await self._tell_companions(container, quarters)
-            except (ClawboxError, ProcessGoneError, CgroupError, OSError, EngineError) as error:
-                # Without its way out, or unseen, it must not go on; the look that follows sees its end.
-                _log.error("container %s cannot be taken over: %s", container.container_id, error)
-                status = after(container.status, EndingBegun(Ending.UNSAFE))
-                container = replace(container, status=status)
-                await entry.local.give_back()
-                quarters.pid, quarters.pidfd, quarters.cgroup, quarters.door = 0, -1, None, None
-                await self._around.backend.remove(container.engine_id)
+                container = await self._settled_in(entry, container, quarters, facts)
+                await self._keep(container)
             except BaseException:
                 # Another one's engine went away, or the server stops: it is taken over anew the next time.
                 await entry.local.give_back()
                 raise
             self._lifecycle.entries[entry.container_id] = entry
-            await self._around.registry.put(container)
-        self._lifecycle.began(entry, container)
+            self._lifecycle.began(entry, container)
         ending = container.status.ending
         if ending is not None:
             # An earlier server had begun to end it, and nobody knows how far it came.
             polite = ending in {Ending.STOP, Ending.SHUTDOWN}
             await self._lifecycle.end(entry, ending, GRACE_SECONDS if polite else 0)
+
+    async def _settled_in(
+        self, entry: Entry, container: Container, quarters: Quarters, facts: ContainerFacts | None
+    ) -> Container:
+        """With all that the earlier server had for it; to be ended at once where that cannot be."""
+        try:
+            if facts is not None and facts.runs:
+                container = await self._move_in(entry, container, quarters, facts)
+            elif facts is not None:
+                # It has ended; what it wrote is still to be read, and cleaned.
+                quarters.door = await open_door(container.identity, entry.local, self._around)
+                await self._tell_companions(container, quarters)
+        except (ClawboxError, ProcessGoneError, CgroupError, OSError, EngineError) as error:
+            # Without its way out, or unseen, it must not go on; the look that follows sees its end.
+            _log.error("container %s cannot be taken over: %s", container.container_id, error)
+            status = after(container.status, EndingBegun(Ending.UNSAFE))
+            container = replace(container, status=status)
+            await entry.local.give_back()
+            quarters.pid, quarters.pidfd, quarters.cgroup, quarters.door = 0, -1, None, None
+            await self._around.backend.remove(container.engine_id)
+        return container
+
+    async def _keep(self, container: Container) -> None:
+        try:
+            await self._around.registry.put(container)
+        except ClawboxError as error:
+            # It is held all the same: the next server finds the same by the row that is there, or its labels.
+            _log.warning("how container %s is taken over is not kept: %s", container.container_id, error)
+            await self._around.registry.put(container, keep=False)
 
     def _quarters(self, entry: Entry, container: Container) -> Quarters:
         """What it has on this machine, to be given back in the end."""

@@ -9,15 +9,20 @@ from types import SimpleNamespace
 import pytest
 
 from clawbox.children.uids import UidRange
-from clawbox.containers.backend import EngineError, EngineFacts, Listed
+from clawbox.containers import adoption
+from clawbox.containers import lifecycle as lifecycles
+from clawbox.containers import monitor as monitors
+from clawbox.containers.adoption import Adoption
+from clawbox.containers.backend import ContainerFacts, EngineError, EngineFacts, Listed
 from clawbox.containers.host import trees
-from clawbox.containers.labels import INSTALLATION
+from clawbox.containers.labels import INSTALLATION, sealed, to_labels
 from clawbox.containers.monitor import Monitor
+from clawbox.containers.record import EgressState
 from clawbox.containers.spec import engine_name
 from clawbox.containers.states import State, Status
 from clawbox.containers.users import User
 from clawbox.errors import ClawboxError, Reason
-from tests.integration.containers.test_retention import USER, Engine, Output, World, keeping
+from tests.integration.containers.test_retention import GRANT, USER, Engine, Output, World, keeping
 
 OTHER = User(912_346, 912_346)
 
@@ -31,6 +36,7 @@ class NextEngine(Engine):
         self.stuck = set()
         """What it calls those that it says nothing of."""
         self.listed = []
+        self.facts = {}
 
     async def about(self):
         return EngineFacts("20.10.24", "1.41", ("runc",), "runc")
@@ -43,7 +49,14 @@ class NextEngine(Engine):
             raise EngineError(504, "it does not answer")
         if engine_id not in {one.engine_id for one in self.listed}:
             return None
-        return await super().inspect(engine_id)
+        return self.facts.get(engine_id) or await super().inspect(engine_id)
+
+    async def signal(self, engine_id, name):
+        assert name == "SIGKILL"
+        self.facts[engine_id] = ContainerFacts(engine_id, engine_id, "exited", exit_code=137)
+
+    async def unpause(self, engine_id):
+        pass
 
     async def remove(self, engine_id):
         self.removed.append(engine_id)
@@ -266,3 +279,70 @@ async def test_of_one_that_was_being_made_only_a_workspace_with_a_name_stays(tmp
         assert workspace.path.exists() is bool(name)
         # It counts no more, and whoever knows its name may have it.
         await world.around.workspaces.acquire("ann", name or "other", container_id="another", user=USER)
+
+
+@pytest.mark.parametrize("row_lost", [False, True])
+async def test_one_that_is_taken_over_while_nothing_can_be_written_is_held_whole(
+    tmp_path, monkeypatch, row_lost
+):
+    """Its time limit is over, so it is ended; its sidecar was opened once, and goes with it."""
+    mac = b"m" * 32
+    doors = []
+
+    @contextlib.asynccontextmanager
+    async def door():
+        doors.append("opened")
+        yield
+        doors.append("closed")
+
+    async def occupied(entry, pid, quarters):
+        pass
+
+    async def way_out(identity, quarters, held, around):
+        await held.enter("the sidecar", door())
+
+    async def ready(identity, quarters):
+        return EgressState.PORT_TAKEN, "as never before"
+
+    async def is_right(text):
+        return mac
+
+    async def full(row):
+        raise ClawboxError(Reason.STATE_UNAVAILABLE, "the disk is full")
+
+    monkeypatch.setattr(adoption, "occupy", occupied)
+    monkeypatch.setattr(adoption, "open_way_out", way_out)
+    monkeypatch.setattr(adoption, "listen", ready)
+    monkeypatch.setattr(lifecycles, "AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(monitors, "RETRY_SECONDS", 0.01)
+    async with asyncio.timeout(60), keeping(tmp_path) as before:
+        made, _ = await before.running(name="mine")
+        limits = replace(GRANT.limits, timeout_ms=1)
+        identity = replace(made.identity, grant=replace(GRANT, limits=limits), token_sha256="a" * 64)
+        made = replace(made, identity=identity, started_ms=1, expires_ms=2)
+        await before.registry.put(made)
+    rows = {} if row_lost else before.rows.rows
+    async with asyncio.timeout(20), restarted(tmp_path, rows) as world:
+        world.around.ways_out = SimpleNamespace(mac=is_right)
+        world.engine.listed = [listed(made)]
+        world.engine.facts[made.engine_id] = ContainerFacts(
+            made.engine_id,
+            engine_name(made.container_id),
+            "running",
+            pid=1,
+            started_ms=1,
+            labels=sealed(to_labels(identity), mac),
+        )
+        monkeypatch.setattr(Adoption, "_waits", no)
+        save, world.rows.save = world.rows.save, full
+        async with serving(world):
+            assert world.monitor.problem == ""
+            world.rows.save = save
+            await world.registry.until(made.container_id, lambda one: one.status.state is State.TIMED_OUT)
+            await world.done()
+            assert doors == ["opened", "closed"]
+            assert world.there() == {made.container_id}
+
+
+async def no(*_):
+    return False
