@@ -45,7 +45,9 @@ class StreamPrinter:
         if self._as_json:
             self.event("gap", stream=gap.stream, offset=gap.offset, length=gap.length)
             return
-        print_error(escape(f"clawbox: {gap.length} bytes of {gap.stream} are no longer kept.", keep=""))
+        # A length of 0 says that nobody knows how much it was.
+        missing = f"{gap.length} bytes of {gap.stream} are" if gap.length else f"some of {gap.stream} is"
+        print_error(escape(f"clawbox: {missing} no longer kept.", keep=""))
 
     def finish(self) -> None:
         """Shows what was held back of a character that never became whole."""
