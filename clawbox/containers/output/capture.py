@@ -64,6 +64,8 @@ class OutputCapture:
         self._tasks = asyncio.TaskGroup()
         self._stack = contextlib.AsyncExitStack()
         self._open = False
+        self._begun: set[str] = set()
+        self._news = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         await asyncio.to_thread(self._folder.mkdir, mode=0o700, parents=True, exist_ok=True)
@@ -75,6 +77,7 @@ class OutputCapture:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._open = False
+        self._tell()
         for _, task in self._following.values():
             task.cancel()
         for kept in self._kept.values():
@@ -94,6 +97,8 @@ class OutputCapture:
         if not adopted or not await asyncio.to_thread(kept.load):
             await asyncio.to_thread(kept.make, quarters.max_output_bytes)
         self._kept[container_id] = kept
+        self._begun.add(container_id)
+        self._tell()
         if kept.ended:
             return
         following = Following(self._backend, quarters, kept, shapes=self._shapes)
@@ -118,6 +123,7 @@ class OutputCapture:
 
     async def forgotten(self, container_id: str) -> None:
         """Remove everything of it. Readers end."""
+        self._begun.discard(container_id)
         following, task = self._following.pop(container_id, (None, None))
         if following is not None and task is not None:
             task.cancel()
@@ -132,6 +138,14 @@ class OutputCapture:
                 await self.forgotten(container_id)
 
     # What callers ask
+
+    async def begun(self, container_id: str) -> None:
+        """Return once a reader that follows is told all that it writes, or nobody is any more.
+
+        Before, while it is made or not taken over from an earlier process yet, reading would end at once.
+        """
+        while self._open and container_id not in self._begun:
+            await self._news.wait()
 
     async def read(
         self, container_id: str, streams: Collection[Stream], begin: Begin, *, follow: bool
@@ -179,6 +193,11 @@ class OutputCapture:
             if unclean or kept.point_of(stream).lost or len(text) < kept.files[stream].end
         )
         return Tail(texts[Stream.STDOUT], texts[Stream.STDERR], cut, findings(kept.found))
+
+    def _tell(self) -> None:
+        """Wake who waits for a container."""
+        self._news.set()
+        self._news = asyncio.Event()
 
     async def _find(self, container_id: str) -> Kept | None:
         """What is kept, also by an earlier process."""

@@ -282,6 +282,13 @@ class FakeOutput:
 
     def __init__(self):
         self.asked = None
+        self.waited_for = asyncio.Event()
+        self.follows = asyncio.Event()
+        self.follows.set()
+
+    async def begun(self, container_id):
+        self.waited_for.set()
+        await self.follows.wait()
 
     async def read(self, container_id, streams, begin, *, follow):
         self.asked = (streams, begin, follow)
