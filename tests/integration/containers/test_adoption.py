@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import os
 import uuid
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -76,6 +78,20 @@ class NextOutput(Output):
         pass
 
 
+class Next(World):
+    """What the next server has, and its monitor."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        around: Any = self.around
+        audit: Any = SimpleNamespace(append=lambda *_, **__: None)
+        self.monitor = Monitor(around, self.lifecycle, audit)
+
+    async def restore(self):
+        rows: Any = self.rows
+        await self.monitor.restore(rows)
+
+
 @contextlib.asynccontextmanager
 async def restarted(tmp_path, rows=None, **options):
     """The next server, with the rows that were kept; nothing was looked at yet."""
@@ -91,10 +107,9 @@ async def restarted(tmp_path, rows=None, **options):
                 "uids": UidRange(USER.uid, 10),
             }
         )
-        after = World(around, world.rows, engine, output)
+        after = Next(around, world.rows, engine, output)
         after.rows.rows.update({} if rows is None else rows)
-        after.monitor = Monitor(around, after.lifecycle, SimpleNamespace(append=lambda *_, **__: None))
-        await after.monitor.restore(after.rows)
+        await after.restore()
         try:
             yield after
         finally:
@@ -164,11 +179,10 @@ async def test_a_folder_that_cannot_be_removed_keeps_nothing_from_serving(tmp_pa
         folder.mkdir(parents=True)
     folders[1].rmdir()
     folders[1].write_text("it is no folder")
-    (folders[0] / "immutable").touch()
     empty = trees.empty
 
     def refused(folder, *, until):
-        if trees.os.listdir(folder) == ["immutable"]:
+        if os.path.samestat(os.fstat(folder), folders[0].stat()):
             raise trees.TreeError("it is immutable")
         return empty(folder, until=until)
 
@@ -232,7 +246,9 @@ async def test_the_workspace_of_one_that_is_not_taken_over_yet_stays_when_anothe
         assert workspace.path.exists()
 
 
-async def test_one_whose_time_is_over_takes_no_workspace_along_while_rows_are_still_restored(tmp_path):
+async def test_one_whose_time_is_over_takes_no_workspace_along_while_rows_are_still_restored(
+    tmp_path, monkeypatch
+):
     """Another container has that workspace by now, and its row comes later."""
     async with asyncio.timeout(60), keeping(tmp_path) as before:
         first, workspace = await before.running()
@@ -244,7 +260,9 @@ async def test_one_whose_time_is_over_takes_no_workspace_along_while_rows_are_st
     broken = replace(runs, container_id="broken", document=b"")
     rows = {one.container_id: one for one in (finished, broken, runs)}
 
-    async with asyncio.timeout(60), keeping(tmp_path) as world:
+    async with asyncio.timeout(60), keeping(tmp_path) as kept:
+        kept.around.installation = "here"
+        world = Next(kept.around, kept.rows, kept.engine, kept.output)
         delete = world.rows.delete
 
         async def slowly(container_id):
@@ -254,10 +272,9 @@ async def test_one_whose_time_is_over_takes_no_workspace_along_while_rows_are_st
                     await world.done()
             await delete(container_id)
 
-        world.rows.delete = slowly
+        monkeypatch.setattr(world.rows, "delete", slowly)
         world.rows.rows.update(rows)
-        world.around.installation = "here"
-        await Monitor(world.around, world.lifecycle, None).restore(world.rows)
+        await world.restore()
         await world.gone(first.container_id)
 
         assert world.rows.rows == {second.container_id: runs}
@@ -334,10 +351,11 @@ async def test_one_that_is_taken_over_while_nothing_can_be_written_is_held_whole
             labels=sealed(to_labels(identity), mac),
         )
         monkeypatch.setattr(Adoption, "_waits", no)
-        save, world.rows.save = world.rows.save, full
+        save = world.rows.save
+        monkeypatch.setattr(world.rows, "save", full)
         async with serving(world):
             assert world.monitor.problem == ""
-            world.rows.save = save
+            monkeypatch.setattr(world.rows, "save", save)
             await world.registry.until(made.container_id, lambda one: one.status.state is State.TIMED_OUT)
             await world.done()
             assert doors == ["opened", "closed"]
