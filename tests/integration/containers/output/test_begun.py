@@ -26,7 +26,7 @@ async def test_a_reader_waits_until_a_container_was_taken_over(backend, program,
             asyncio.timeout(30),
             contextlib.aclosing(capture.read(one.id, (), Oldest(), follow=True)) as events,
         ):
-            assert (await anext(events)).data == b"first\n"
+            assert text([await anext(events)]) == b"first\n"
         await backend.signal(one.quarters.engine_id, "SIGKILL")
         await one.finish(capture)
         assert text(await reading) == b"first\n"
