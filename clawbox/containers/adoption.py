@@ -176,7 +176,8 @@ class Adoption:
         async with entry.lock:
             try:
                 container = await self._settled_in(entry, container, quarters, facts)
-                await self._keep(container)
+                # Held though that cannot be kept: the next server finds the same by the row, or the labels.
+                await self._around.registry.put_or_tell(container)
             except BaseException:
                 # Another one's engine went away, or the server stops: it is taken over anew the next time.
                 await entry.local.give_back()
@@ -209,14 +210,6 @@ class Adoption:
             quarters.pid, quarters.pidfd, quarters.cgroup, quarters.door = 0, -1, None, None
             await self._around.backend.remove(container.engine_id)
         return container
-
-    async def _keep(self, container: Container) -> None:
-        try:
-            await self._around.registry.put(container)
-        except ClawboxError as error:
-            # It is held all the same: the next server finds the same by the row that is there, or its labels.
-            _log.warning("how container %s is taken over is not kept: %s", container.container_id, error)
-            await self._around.registry.put(container, keep=False)
 
     def _quarters(self, entry: Entry, container: Container) -> Quarters:
         """What it has on this machine, to be given back in the end."""

@@ -168,7 +168,9 @@ class Lifecycle:
                 return
             status = after(container.status, EndingBegun(ending))
             if status != container.status:
-                await self._note_ending(replace(container, status=status), ending)
+                registry = self._around.registry
+                put = registry.put if ending is Ending.STOP else registry.put_or_tell
+                await put(replace(container, status=status))
             by = asyncio.get_running_loop().time() + grace_seconds
             if entry.ending is None or entry.ending.done() or by < entry.ends_by:
                 if entry.ending is not None:
@@ -176,15 +178,6 @@ class Lifecycle:
                 entry.ends_by = by
                 work = self._end(entry, container, grace_seconds)
                 entry.ending = self._start(work, f"end {entry.container_id}")
-
-    async def _note_ending(self, container: Container, ending: Ending) -> None:
-        try:
-            await self._around.registry.put(container)
-        except ClawboxError as error:
-            if ending is Ending.STOP:
-                raise
-            _log.warning("why container %s is ended is not kept: %s", container.container_id, error)
-            await self._around.registry.put(container, keep=False)
 
     async def _end(self, entry: Entry, container: Container, grace_seconds: float) -> None:
         quarters = entry.quarters

@@ -1,13 +1,14 @@
 """All containers of this server, as values; what is kept of them, and who watches.
 
-Every change is written before it is told. A watch gets a snapshot and then each change with a revision, from
-which it can be resumed for as long as the changes since are remembered.
+Every change is written before it is told, but one that cannot wait for that. A watch gets a snapshot and then
+each change with a revision, from which it can be resumed for as long as the changes since are remembered.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol
@@ -29,6 +30,8 @@ SNAPSHOT_PART: Final = 100
 """Containers in one part of a snapshot."""
 MAX_BEHIND: Final = 1024
 """Changes that a watch may be behind before it is cut."""
+
+_log = logging.getLogger(__name__)
 
 
 class Rows(Protocol):
@@ -94,6 +97,14 @@ class Registry:
             await self._rows.save(to_row(container))
         self._containers[container.container_id] = container
         self._tell(container, before)
+
+    async def put_or_tell(self, container: Container) -> None:
+        """As :meth:`put`; where it cannot be kept that is logged, and it is told all the same."""
+        try:
+            await self.put(container)
+        except ClawboxError as error:
+            _log.warning("how container %s is now is not kept: %s", container.container_id, error)
+            await self.put(container, keep=False)
 
     async def keep(self, container: Container) -> None:
         """Keep a value that is told later. Raises STATE_UNAVAILABLE."""
