@@ -31,6 +31,7 @@ _MIB: Final = 1 << 20
 _TMP_BYTES: Final = 256 * _MIB
 _SHM_BYTES: Final = 64 * _MIB
 _VOLUME_BYTES: Final = 64 * _MIB
+LOG_DRIVER: Final = "local"
 _LOG_FILES: Final = 2
 _LOG_FILE_BYTES: Final = 16 * _MIB
 _OOM_SCORE: Final = 500
@@ -250,8 +251,9 @@ def _host_config(plan: ContainerPlan) -> Body:
         "RestartPolicy": {"Name": "no"},
         "CgroupParent": plan.engine.cgroup_parent,
         "LogConfig": {
-            "Type": "json-file",
-            "Config": {"max-size": str(_LOG_FILE_BYTES), "max-file": str(_LOG_FILES)},
+            # It keeps bytes as they are; json-file makes U+FFFD of what is not UTF-8.
+            "Type": LOG_DRIVER,
+            "Config": {"max-size": str(_LOG_FILE_BYTES), "max-file": str(_LOG_FILES), "compress": "false"},
         },
     }
     if plan.engine.runtime:

@@ -16,7 +16,7 @@ from clawbox.containers.docker.connection import (
     translated,
     unavailable,
 )
-from clawbox.containers.docker.frames import LogReader
+from clawbox.containers.docker.frames import LineEnds, LogReader
 from clawbox.containers.docker.pulls import PullProgress, failure
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ _MAX_EVENT_BYTES: Final = 4 << 20
 _MAX_PROGRESS_BYTES: Final = 1 << 20
 _CONSOLE_SIZE_API: Final = (1, 42)
 """The first in which an exec begins with a size."""
+_LINE_ENDS_API: Final = (1, 42)
+"""Docker 23: the first whose log driver ``local`` tells where a long line ends."""
 
 
 class DockerBackend:
@@ -213,19 +215,32 @@ class DockerBackend:
     ) -> AsyncGenerator[LogEntry]:
         """Its log from ``since_ns`` on, that time included; with ``follow`` until it has ended.
 
-        A line of more than 16 KiB comes in pieces, each with its own time. What is not UTF-8 has become
-        U+FFFD in the engine's own file. An engine that stops in good order ends this as a container does.
+        A line of more than 16 KiB comes in pieces, all with the time of the first. Of a container whose log
+        driver is ``json-file`` what is not UTF-8 has become U+FFFD in the engine's own file; of ``local``'s
+        lines see :class:`~clawbox.containers.docker.frames.LineEnds`. An engine that stops in good order ends
+        this as a container does.
         """
         params = {"stdout": "1", "stderr": "1", "timestamps": "1", "follow": str(int(follow))}
         if since_ns:
             params["since"] = _engine_time(since_ns)
-        path, reader = f"containers/{engine_id}/logs", LogReader()
+        path = f"containers/{engine_id}/logs"
+        reader = LogReader(LineEnds() if await self._forgets_line_ends(engine_id) else None)
         async with self._connection.stream("GET", path, params, seconds=ASK_SECONDS) as stream:
             while data := await stream.read(None if follow else ASK_SECONDS):
                 for entry in reader.feed(data):
                     yield entry
         if reader.within:
             raise unavailable()
+
+    async def _forgets_line_ends(self, engine_id: str) -> bool:
+        """Whether the log lacks the ends of long lines. Raises NotThereError."""
+        async with answered(ASK_SECONDS):
+            api = await self._connection.api()
+            if tuple(int(part) for part in api.split(".")) >= _LINE_ENDS_API:
+                return False
+            docker = await self._connection.docker()
+            said = await docker.containers.container(engine_id).show()
+            return bool(said["HostConfig"]["LogConfig"]["Type"] == "local")
 
     async def usage(self, engine_id: str) -> UsageSample:
         """What it uses now, at once. Raises ConflictError when it does not run."""

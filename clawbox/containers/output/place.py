@@ -3,8 +3,8 @@
 The engine gives no numbers, only the time at which it received a line or a piece of a long one. So a place is
 a time and how many entries of a stream with that time came before. What the engine threw away before it was
 read is noticed only where a log is read again and a place is not in it any more. While a log is followed the
-engine does not say that it skipped entries (``json-file`` follows by file: two rotations while one file is
-read lose what was between), and a clock that is set back can hide or repeat some.
+engine does not say that it skipped entries (it follows by file: two rotations while one file is read lose
+what was between), and a clock that is set back can hide or repeat some.
 """
 
 from __future__ import annotations

@@ -31,7 +31,10 @@ HOST = {
         {"Name": "core", "Hard": 0, "Soft": 0},
         {"Name": "nofile", "Hard": 4096, "Soft": 4096},
     ],
-    "LogConfig": {"Type": "json-file", "Config": {"max-file": "2", "max-size": str(16 * MIB)}},
+    "LogConfig": {
+        "Type": "local",
+        "Config": {"max-file": "2", "max-size": str(16 * MIB), "compress": "false"},
+    },
 }
 NOTHING = (
     *("CapAdd", "GroupAdd", "Devices", "DeviceCgroupRules", "DeviceRequests", "Binds", "VolumesFrom"),

@@ -122,7 +122,10 @@ def test_the_whole_host_part_is_what_is_promised():
         "AutoRemove": False,
         "RestartPolicy": {"Name": "no"},
         "CgroupParent": "",
-        "LogConfig": {"Type": "json-file", "Config": {"max-size": "16777216", "max-file": "2"}},
+        "LogConfig": {
+            "Type": "local",
+            "Config": {"max-size": "16777216", "max-file": "2", "compress": "false"},
+        },
     }
 
 

@@ -73,13 +73,18 @@ class Maker:
         self._made: list[str] = []
 
     async def __call__(
-        self, script: str, *, door: SandboxDoor | None = None, log: dict[str, str] | None = None
+        self,
+        script: str,
+        *,
+        door: SandboxDoor | None = None,
+        log: dict[str, str] | None = None,
+        driver: str = "local",
     ) -> Program:
         body: dict[str, Any] = {
             "Image": self._image,
             "Cmd": ["sh", "-c", script],
             "Labels": {LABEL: "1"},
-            "HostConfig": {"NetworkMode": "none", "LogConfig": {"Type": "json-file", "Config": log or {}}},
+            "HostConfig": {"NetworkMode": "none", "LogConfig": {"Type": driver, "Config": log or {}}},
         }
         engine_id = await self._backend.create(f"clawbox-test-{secrets.token_hex(6)}", body)
         self._made.append(engine_id)

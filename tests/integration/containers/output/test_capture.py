@@ -199,7 +199,7 @@ async def test_a_flood_keeps_the_newest_and_tells_what_went(capture, program):
 async def test_what_the_engine_threw_away_while_nobody_read_is_told(backend, program, tmp_path):
     one = await program(
         f"trap 'yes a line of some length | head -n 3000; echo last; exit' TERM; echo first; {FOREVER}",
-        log={"max-size": "20k", "max-file": "2"},
+        log={"max-size": "20k", "max-file": "2", "compress": "false"},
     )
     folder = tmp_path / "output"
     async with OutputCapture(backend, folder, shapes=True) as capture:
