@@ -229,8 +229,12 @@ class Following:
             state = StreamState.of(self._kept.point_of(stream))
             state.lost, state.found = True, self._kept.found[stream]
             points[stream] = state.point()
-        with contextlib.suppress(OSError):
+        try:
             await self._kept.write(lost, points, ended=True, unclean=self.unclean)
+        except OSError as error:
+            # Readers are told that it ends all the same.
+            _log.warning("that the log of %s ended is not kept: %s", self._quarters.container_id, error)
+            self._kept.end()
 
     async def _session(self) -> None:
         door = self._quarters.door

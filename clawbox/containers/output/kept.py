@@ -127,6 +127,11 @@ class Kept:
         await asyncio.shield(self._writing)
         self.wake()
 
+    def end(self) -> None:
+        """Nothing comes any more, though the files do not say so."""
+        self.point = self.point.over()
+        self.wake()
+
     async def written(self) -> None:
         """Return once nothing is being written."""
         if self._writing is not None:
