@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 
 T = TypeVar("T")
 
@@ -70,3 +70,19 @@ async def meanwhile(work: Coroutine[object, object, T]) -> AsyncIterator[asyncio
         cancelled = await done(task)
         if cancelled is not None:
             raise cancelled
+
+
+@contextmanager
+def ungrouped() -> Iterator[None]:
+    """Around a task group: its first error is raised by itself, and a cancellation is never lost to it.
+
+    Where this task is cancelled in the instant in which something in the group fails, CPython 3.11 and 3.12
+    tell of the failure alone (gh-116720), and whoever cancelled would wait for ever.
+    """
+    try:
+        yield
+    except BaseExceptionGroup as errors:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise asyncio.CancelledError from None
+        raise errors.exceptions[0] from None

@@ -35,7 +35,7 @@ from clawbox.containers.spec import engine_name
 from clawbox.containers.states import Ending, EndingBegun, State, Status, after
 from clawbox.containers.way_out import listen, open_door, open_way_out
 from clawbox.errors import ClawboxError, Reason
-from clawbox.uninterrupted import uninterrupted
+from clawbox.uninterrupted import ungrouped, uninterrupted
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Coroutine
@@ -81,10 +81,8 @@ class Adoption:
         Raises DOCKER_UNAVAILABLE, EngineError; what was not done then is done the next time.
         """
         async with self._turn:
-            try:
+            with ungrouped():
                 await self._settle()
-            except BaseExceptionGroup as errors:
-                raise errors.exceptions[0] from None
 
     async def _settle(self) -> None:
         around = self._around

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from clawbox import json_text
 from clawbox.errors import ClawboxError, Reason
+from clawbox.uninterrupted import ungrouped
 from clawbox.wasm.model import LogEntry, OutputChunk, OutputStream, RunEvent
 from clawbox.wasm.output import (
     REDACTED,
@@ -91,13 +92,11 @@ class KnownSecrets:
         Raises what ``run`` does, and REDACTION_UNAVAILABLE, which cancels it.
         """
         events: asyncio.Queue[RunEvent | None] = asyncio.Queue()
-        try:
+        with ungrouped():
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._forward(events, on_event))
                 result = await run(events.put_nowait)
                 events.put_nowait(None)
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
         return result
 
     async def _forward(self, events: asyncio.Queue[RunEvent | None], on_event: OnEvent) -> None:

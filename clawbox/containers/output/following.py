@@ -18,6 +18,7 @@ from clawbox.containers.output.cleaning import CleanedStream
 from clawbox.containers.output.kept import StreamState, Written
 from clawbox.containers.output.place import Finder, LogPlace, Verdict, since
 from clawbox.errors import ClawboxError, Reason
+from clawbox.uninterrupted import ungrouped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -249,13 +250,12 @@ class Following:
                 await one.warm_up()
             self.unclean = False
             waiting = Waiting()
-            async with asyncio.TaskGroup() as tasks:
-                reading = tasks.create_task(self._read(waiting))
-                await self._keep(waiting, streams)
+            with ungrouped():
+                async with asyncio.TaskGroup() as tasks:
+                    reading = tasks.create_task(self._read(waiting))
+                    await self._keep(waiting, streams)
             if reading.result():
                 await self._end(streams)
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
         finally:
             for one in streams.values():
                 one.close()

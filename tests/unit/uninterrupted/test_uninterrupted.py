@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from clawbox.uninterrupted import opened
+from clawbox.uninterrupted import opened, ungrouped
 
 
 class Door:
@@ -64,3 +64,28 @@ async def test_what_could_not_be_opened_is_said():
 
     with pytest.raises(OSError, match="no such door"):
         await opened(fails, Door.close)
+
+
+async def _fails_beside(work):
+    with ungrouped():
+        async with asyncio.TaskGroup() as group:
+            group.create_task(work())
+            await asyncio.sleep(0)
+            raise ValueError("it failed")
+
+
+async def test_the_error_of_a_group_comes_by_itself():
+    with pytest.raises(ValueError, match="it failed"):
+        await _fails_beside(asyncio.Event().wait)
+
+
+async def test_a_cancellation_is_not_lost_to_an_error_of_the_same_instant():
+    async def ends() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            failing.cancel()
+
+    failing = asyncio.create_task(_fails_beside(ends))
+    with pytest.raises(asyncio.CancelledError):
+        await failing
