@@ -91,11 +91,16 @@ class OutputCapture:
     async def began(self, container: Container, quarters: Quarters, *, adopted: bool) -> None:
         """Follow its log, from the beginning or from where an earlier process was. Raises OSError."""
         container_id = container.container_id
-        if container_id in self._following:
-            return
-        kept = Kept(self._folder / container_id)
-        if not adopted or not await asyncio.to_thread(kept.load):
-            await asyncio.to_thread(kept.make, quarters.max_output_bytes)
+        _, earlier = self._following.pop(container_id, (None, None))
+        if earlier is not None:
+            # It is taken over anew: the sidecar that it had the first time was let go.
+            await _stop(earlier)
+            kept = self._kept[container_id]
+            await kept.written()
+        else:
+            kept = Kept(self._folder / container_id)
+            if not adopted or not await asyncio.to_thread(kept.load):
+                await asyncio.to_thread(kept.make, quarters.max_output_bytes)
         self._kept[container_id] = kept
         self._begun.add(container_id)
         self._tell()
@@ -115,19 +120,16 @@ class OutputCapture:
         try:
             await asyncio.wait([task], timeout=0 if hopeless else DRAIN_SECONDS)
         finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.wait([task])
+            await _stop(task)
         if not self._kept[container.container_id].ended:
             await following.give_up()
 
     async def forgotten(self, container_id: str) -> None:
         """Remove everything of it. Readers end."""
         self._begun.discard(container_id)
-        following, task = self._following.pop(container_id, (None, None))
-        if following is not None and task is not None:
-            task.cancel()
-            await asyncio.wait([task])
+        _, task = self._following.pop(container_id, (None, None))
+        if task is not None:
+            await _stop(task)
         kept = self._kept.pop(container_id, None)
         await (kept or Kept(self._folder / container_id)).forget()
 
@@ -209,6 +211,11 @@ class OutputCapture:
                 kept = self._kept.setdefault(container_id, found)
                 kept.point = kept.point.over()
         return kept
+
+
+async def _stop(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
 
 
 def _tail(kept: Kept, stream: Stream, max_bytes: int) -> bytes:
