@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
 T = TypeVar("T")
 
@@ -72,17 +72,26 @@ async def meanwhile(work: Coroutine[object, object, T]) -> AsyncIterator[asyncio
             raise cancelled
 
 
-@contextmanager
-def ungrouped() -> Iterator[None]:
-    """Around a task group: its first error is raised by itself, and a cancellation is never lost to it.
+async def together(*works: Coroutine[object, object, Any]) -> list[Any]:
+    """What all of them give, done at once. The first that fails ends the others, and its error is raised.
 
-    Where this task is cancelled in the instant in which something in the group fails, CPython 3.11 and 3.12
-    tell of the failure alone (gh-116720), and whoever cancelled would wait for ever.
+    Cancelled, it ends all of them. It returns, or raises, when all have ended. (A TaskGroup loses a
+    cancellation that comes with an error, CPython gh-116720, and wraps the error.)
     """
-    try:
-        yield
-    except BaseExceptionGroup as errors:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise asyncio.CancelledError from None
-        raise errors.exceptions[0] from None
+    tasks = [asyncio.ensure_future(work) for work in works]
+    cancelled = None
+    if tasks:
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    for task in tasks:
+        task.cancel()
+    for task in tasks:
+        cancelled = await done(task) or cancelled
+    if cancelled is not None:
+        raise cancelled
+    for task in tasks:
+        if not task.cancelled() and (failure := task.exception()) is not None:
+            raise failure
+    return [task.result() for task in tasks]

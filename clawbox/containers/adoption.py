@@ -35,7 +35,7 @@ from clawbox.containers.spec import engine_name
 from clawbox.containers.states import Ending, EndingBegun, State, Status, after
 from clawbox.containers.way_out import listen, open_door, open_way_out
 from clawbox.errors import ClawboxError, Reason
-from clawbox.uninterrupted import ungrouped, uninterrupted
+from clawbox.uninterrupted import together, uninterrupted
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Coroutine
@@ -81,8 +81,7 @@ class Adoption:
         Raises DOCKER_UNAVAILABLE, EngineError; what was not done then is done the next time.
         """
         async with self._turn:
-            with ungrouped():
-                await self._settle()
+            await self._settle()
 
     async def _settle(self) -> None:
         around = self._around
@@ -91,15 +90,17 @@ class Adoption:
             self._foreign = await self._others()
         found = await around.backend.list(f"{INSTALLATION}={around.installation}")
         named = {listed.name: listed for listed in found}
-        async with asyncio.TaskGroup() as group:
-            for container in around.registry:
-                if container.active and container.container_id not in self._lifecycle.entries:
-                    listed = named.get(engine_name(container.container_id))
-                    work = self._take_up(container, listed)
-                    group.create_task(self._alone(container.container_id, work))
-        async with asyncio.TaskGroup() as group:
-            for listed in found:
-                group.create_task(self._alone(listed.name, self._claim(listed)))
+        await together(
+            *(
+                self._alone(
+                    container.container_id,
+                    self._take_up(container, named.get(engine_name(container.container_id))),
+                )
+                for container in around.registry
+                if container.active and container.container_id not in self._lifecycle.entries
+            )
+        )
+        await together(*(self._alone(listed.name, self._claim(listed)) for listed in found))
         if self._stuck:  # or is it the engine?
             await around.backend.about()
         await self._sweep()
@@ -160,11 +161,7 @@ class Adoption:
         await entry.lasting.give_back()
         identity = replace(identity, workspace_goes=not identity.workspace_kept)
         await self._lifecycle.clear(entry, replace(container, identity=identity))
-        try:
-            await self._around.registry.forget(container_id)
-        except ClawboxError:
-            # The row says CREATING: the next start removes it.
-            self._around.registry.drop(container_id)
+        await self._around.registry.forget_or_drop(container_id)
 
     async def _adopt(self, container: Container, facts: ContainerFacts | None) -> None:
         """Go on with one: as it runs, or to its end when it has ended."""
@@ -215,7 +212,7 @@ class Adoption:
         folder = around.folders.container(entry.container_id)
         workspace = around.workspaces.hold(identity.owner, identity.workspace_id, entry.container_id)
         uids = around.uids
-        if identity.uid in uids:
+        if identity.uid in uids and not self._is_anothers(container):
             uids.reserve(identity.uid)
             entry.lasting.add("its uid", lambda: uids.give_back(identity.uid))
         entry.lasting.add("its workspace", lambda: around.workspaces.release(workspace))
@@ -223,6 +220,14 @@ class Adoption:
         name = engine_name(entry.container_id)
         entry.lasting.add("its container", lambda: around.backend.remove(name))
         return quarters_of(identity, container.engine_id, folder, workspace)
+
+    def _is_anothers(self, container: Container) -> bool:
+        """Whether another has its uid: of one that was not made, whose row is left, it was given back."""
+        return container.status.state is State.CREATING and any(
+            one.identity.uid == container.identity.uid and one.status.state is not State.CREATING
+            for one in self._around.registry
+            if one.active
+        )
 
     async def _move_in(
         self, entry: Entry, container: Container, quarters: Quarters, facts: ContainerFacts

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from clawbox.containers.backend import ConflictError, EngineError
 from clawbox.containers.runtimes import has_own_kernel
-from clawbox.errors import ClawboxError, Reason
+from clawbox.errors import ClawboxError
 
 if TYPE_CHECKING:
     from clawbox.containers.backend import ContainerBackend
@@ -21,16 +21,15 @@ _log = logging.getLogger(__name__)
 async def ask_to_end(backend: ContainerBackend, container: Container, quarters: Quarters) -> bool:
     """Whether its first process was sent its stop signal, and can take it."""
     name = container.identity.stop_signal
-    try:
-        await backend.signal(container.engine_id, name)
-    except ClawboxError as error:
-        # No signal from outside reaches a process under another kernel.
-        away = error.reason is Reason.DOCKER_UNAVAILABLE
-        if not away or quarters.pidfd < 0 or has_own_kernel(container.runtime):
+    if quarters.pidfd >= 0 and not has_own_kernel(container.runtime):
+        # As the engine does it, but without waiting for one that does not answer.
+        if not _send(container, quarters, _number(name)):
             return False
-        return _send(container, quarters, _number(name))
-    except EngineError:
-        return False
+    else:
+        try:
+            await backend.signal(container.engine_id, name)
+        except (EngineError, ClawboxError):
+            return False
     await _thaw(backend, container)
     return True
 

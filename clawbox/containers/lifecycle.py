@@ -7,6 +7,7 @@ late, or not at all.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
@@ -184,12 +185,11 @@ class Lifecycle:
         if quarters is None or quarters.ended.is_set():
             return
         backend = self._around.backend
-        if grace_seconds > 0 and await ask_to_end(backend, container, quarters):
-            try:
-                async with asyncio.timeout(grace_seconds):
-                    await quarters.ended.wait()
-            except TimeoutError:
-                pass
+        if grace_seconds > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(entry.ends_by):
+                    if await ask_to_end(backend, container, quarters):
+                        await quarters.ended.wait()
         while not quarters.ended.is_set():
             await kill(backend, container, quarters)
             self.look(entry.container_id)

@@ -97,7 +97,7 @@ class ContainerManager:
     ) -> None:
         self._open = False
         if self._stop_at_end:
-            await self.stop_all()
+            await self._stop_all()
         await self._tasks.cancel_all()
         for entry in list(self._lifecycle.entries.values()):
             entry.cancel_timer()
@@ -295,8 +295,9 @@ class ContainerManager:
             raise self.monitor.unavailable()
         return entry
 
-    async def stop_all(self) -> None:
-        """Stop all that run here, and return when they have ended, at the latest 10 s after the grace."""
+    # Within
+
+    async def _stop_all(self) -> None:
         active = [one for one in self._registry if one.status.state in {State.RUNNING, State.PAUSED}]
         # What was never taken over, because the engine was away, is the next server's.
         entries = [self._lifecycle.entries.get(one.container_id) for one in active]
@@ -310,8 +311,6 @@ class ContainerManager:
         with contextlib.suppress(ClawboxError):
             await self._lifecycle.end(entry, Ending.SHUTDOWN, self._stop_seconds)
             await self._registry.until(entry.container_id, lambda one: not one.active)
-
-    # Within
 
     def _as_it_is(self, container: Container) -> Container:
         """With what only its sidecar knows."""

@@ -121,6 +121,13 @@ class Registry:
             await self._rows.delete(container_id)
             self.drop(container_id)
 
+    async def forget_or_drop(self, container_id: str) -> None:
+        """As :meth:`forget`, for one that was not made: where its row stays, the next start removes it."""
+        try:
+            await self.forget(container_id)
+        except ClawboxError:
+            self.drop(container_id)
+
     def drop(self, container_id: str) -> None:
         """As :meth:`forget`, for one that was never kept."""
         before = self._containers.pop(container_id, None)

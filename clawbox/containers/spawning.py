@@ -153,11 +153,7 @@ class Spawning:
         if entry.workspace is not None and self._is_nobodys(entry.container_id, entry.workspace):
             with contextlib.suppress(ClawboxError, OSError):
                 await self._around.workspaces.delete(entry.workspace.owner, entry.workspace.workspace_id)
-        try:
-            await self._registry.forget(entry.container_id)
-        except ClawboxError:
-            # The row says CREATING: the next start removes it.
-            self._registry.drop(entry.container_id)
+        await self._registry.forget_or_drop(entry.container_id)
 
     def _is_nobodys(self, container_id: str, workspace: Workspace) -> bool:
         """Whether a workspace goes with a container that was not made.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from clawbox import json_text
 from clawbox.errors import ClawboxError, Reason
-from clawbox.uninterrupted import ungrouped
+from clawbox.uninterrupted import together
 from clawbox.wasm.model import LogEntry, OutputChunk, OutputStream, RunEvent
 from clawbox.wasm.output import (
     REDACTED,
@@ -92,11 +92,14 @@ class KnownSecrets:
         Raises what ``run`` does, and REDACTION_UNAVAILABLE, which cancels it.
         """
         events: asyncio.Queue[RunEvent | None] = asyncio.Queue()
-        with ungrouped():
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._forward(events, on_event))
-                result = await run(events.put_nowait)
-                events.put_nowait(None)
+
+        async def to_its_end() -> RunResult:
+            result = await run(events.put_nowait)
+            events.put_nowait(None)
+            return result
+
+        result: RunResult
+        result, _ = await together(to_its_end(), self._forward(events, on_event))
         return result
 
     async def _forward(self, events: asyncio.Queue[RunEvent | None], on_event: OnEvent) -> None:

@@ -138,6 +138,8 @@ class Roster:
 
         ``prepares``: it makes its next instance now, and is killed when that takes too long.
         """
+        if not worker.child.alive:
+            return  # what it still said is being read
         if worker.killed or worker.calls >= CALLS_PER_WORKER:
             self.retire(worker)
             return

@@ -91,11 +91,12 @@ class OutputCapture:
     async def began(self, container: Container, quarters: Quarters, *, adopted: bool) -> None:
         """Follow its log, from the beginning or from where an earlier process was. Raises OSError."""
         container_id = container.container_id
-        _, earlier = self._following.pop(container_id, (None, None))
-        if earlier is not None:
+        if container_id in self._begun:
             # It is taken over anew: the sidecar that it had the first time was let go.
-            await _stop(earlier)
             kept = self._kept[container_id]
+            _, earlier = self._following.get(container_id, (None, None))
+            if earlier is not None:
+                await _stop(earlier)
             await kept.written()
         else:
             kept = Kept(self._folder / container_id)
@@ -208,8 +209,8 @@ class OutputCapture:
             found = Kept(self._folder / container_id)
             if await asyncio.to_thread(found.load):
                 # Nobody follows it: what is there is all that there will be.
+                found.point = found.point.over()
                 kept = self._kept.setdefault(container_id, found)
-                kept.point = kept.point.over()
         return kept
 
 

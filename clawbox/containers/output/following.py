@@ -18,7 +18,7 @@ from clawbox.containers.output.cleaning import CleanedStream
 from clawbox.containers.output.kept import StreamState, Written
 from clawbox.containers.output.place import Finder, LogPlace, Verdict, since
 from clawbox.errors import ClawboxError, Reason
-from clawbox.uninterrupted import ungrouped
+from clawbox.uninterrupted import together
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -250,11 +250,8 @@ class Following:
                 await one.warm_up()
             self.unclean = False
             waiting = Waiting()
-            with ungrouped():
-                async with asyncio.TaskGroup() as tasks:
-                    reading = tasks.create_task(self._read(waiting))
-                    await self._keep(waiting, streams)
-            if reading.result():
+            complete, _ = await together(self._read(waiting), self._keep(waiting, streams))
+            if complete:
                 await self._end(streams)
         finally:
             for one in streams.values():

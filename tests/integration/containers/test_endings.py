@@ -125,7 +125,7 @@ async def test_all_are_asked_to_end_at_once_though_the_state_cannot_be_written(t
         store.full, store.tried = True, 0
         await ends_unseen(world, done)
         await until(lambda: store.tried)
-        stopping = asyncio.create_task(manager_of(world, 5).stop_all())
+        stopping = asyncio.create_task(manager_of(world, 5)._stop_all())
         await until(lambda: len(world.around.backend.sent) >= 2)
         assert set(world.around.backend.sent) == {(one.engine_id, "SIGTERM") for one in others}
         store.full = False
@@ -137,7 +137,7 @@ async def test_of_two_graces_the_one_that_is_over_first_holds(tmp_path):
     async with world_of(tmp_path, Signals(obedient=False)) as (world, _):
         made, entry = await begins(world)
         await world.lifecycle.end(entry, Ending.STOP, 600)
-        await manager_of(world, 0.1).stop_all()
+        await manager_of(world, 0.1)._stop_all()
         assert world.registry.get(made.container_id).status.state is State.STOPPED
         assert [name for _, name in world.around.backend.sent][-1] == "SIGKILL"
 

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from clawbox.uninterrupted import opened, ungrouped
+from clawbox.uninterrupted import opened, together
 
 
 class Door:
@@ -66,17 +66,31 @@ async def test_what_could_not_be_opened_is_said():
         await opened(fails, Door.close)
 
 
-async def _fails_beside(work):
-    with ungrouped():
-        async with asyncio.TaskGroup() as group:
-            group.create_task(work())
-            await asyncio.sleep(0)
-            raise ValueError("it failed")
+async def _fails() -> None:
+    await asyncio.sleep(0)
+    raise ValueError("it failed")
 
 
-async def test_the_error_of_a_group_comes_by_itself():
+async def test_the_error_of_one_ends_the_others_and_is_raised():
+    ended = []
+
+    async def other() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(True)
+
     with pytest.raises(ValueError, match="it failed"):
-        await _fails_beside(asyncio.Event().wait)
+        await together(other(), _fails(), other())
+    assert ended == [True, True]
+    task = asyncio.current_task()
+    assert task is not None
+    assert not task.cancelling()
+
+
+async def test_what_all_give_comes_in_their_order():
+    assert await together(asyncio.sleep(0.01, 1), asyncio.sleep(0, 2)) == [1, 2]
+    assert await together() == []
 
 
 async def test_a_cancellation_is_not_lost_to_an_error_of_the_same_instant():
@@ -86,6 +100,6 @@ async def test_a_cancellation_is_not_lost_to_an_error_of_the_same_instant():
         finally:
             failing.cancel()
 
-    failing = asyncio.create_task(_fails_beside(ends))
+    failing = asyncio.create_task(together(ends(), _fails()))
     with pytest.raises(asyncio.CancelledError):
         await failing

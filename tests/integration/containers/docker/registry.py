@@ -12,7 +12,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Mapping, Sequence
 
 _MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
@@ -137,19 +136,27 @@ class Registry:
             if len(data) > 1 << 16:
                 request.wfile.write(data[: len(data) // 2])
                 request.wfile.flush()
-                self._hold(request.connection)
+                data = self._hold(request, data[len(data) // 2 :])
                 if cut:
                     request.close_connection = True
                     return
-                data = data[len(data) // 2 :]
             request.wfile.write(data)
         except OSError:
             request.close_connection = True
 
-    def _hold(self, asking: socket.socket) -> None:
+    def _hold(self, request: BaseHTTPRequestHandler, rest: bytes) -> bytes:
+        """What is still to be sent once a blob is held no more. Raises OSError when who asked left."""
         until = time.monotonic() + 60
         self.reached.set()
+        sent = 0
         while not self.held.wait(0.02) and time.monotonic() < until:
-            if select.select([asking], [], [], 0)[0]:
-                self.left.set()  # it has no more to ask
-                raise ConnectionResetError
+            try:
+                # An engine that gave up a pull leaves only when something comes.
+                request.wfile.write(rest[sent : sent + 1])
+                sent += 1
+                if select.select([request.connection], [], [], 0)[0]:
+                    raise ConnectionResetError  # it has no more to ask
+            except OSError:
+                self.left.set()
+                raise
+        return rest[sent:]
