@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from clawbox.containers.backend import LogEntry, Stream
 from clawbox.containers.output.capture import OutputCapture
+from clawbox.containers.output.kept import Kept
 from clawbox.containers.output.reading import Chunk, Oldest
 from clawbox.egress.cleaning import CleanOutput
 from clawbox.errors import ClawboxError, Reason
@@ -15,6 +17,8 @@ from clawbox.errors import ClawboxError, Reason
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
+
+    import pytest
 
 WRITTEN = b"a line\n"
 
@@ -75,3 +79,31 @@ async def test_what_was_not_cleaned_the_first_time_is_the_next_time(tmp_path: Pa
             assert isinstance(piece, Chunk)
             assert piece.data == WRITTEN
             break
+
+
+async def test_who_reads_while_it_is_taken_over_does_not_end_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    container: Any = SimpleNamespace(container_id="c")
+    quarters: Any = SimpleNamespace(container_id="c", engine_id="e", max_output_bytes=1000, door=None)
+    log: Any = Log()
+    async with asyncio.timeout(30), OutputCapture(log, tmp_path / "output", shapes=False) as output:
+        await output.began(container, quarters, adopted=False)
+    load, may_go_on = Kept.load, threading.Event()
+    looking = threading.Event()
+
+    def slowly(kept: Kept) -> bool:
+        loaded = load(kept)
+        if not looking.is_set():
+            looking.set()
+            may_go_on.wait(20)
+        return loaded
+
+    monkeypatch.setattr(Kept, "load", slowly)
+    async with asyncio.timeout(30), OutputCapture(log, tmp_path / "output", shapes=False) as output:
+        reading = asyncio.create_task(output.tail("c", 1000))
+        await asyncio.to_thread(looking.wait, 20)
+        await output.began(container, quarters, adopted=True)
+        may_go_on.set()
+        await reading
+        assert not output._kept["c"].ended
