@@ -6,30 +6,17 @@ import asyncio
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from clawbox.containers.backend import LogEntry, Stream
+from clawbox.containers.backend import Stream
 from clawbox.containers.output import capture
 from clawbox.containers.output.capture import OutputCapture
 from clawbox.containers.output.kept import Kept
 from clawbox.containers.output.reading import Oldest
+from tests.integration.containers.output.test_taken_over_again import Log
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
     import pytest
-
-
-class Log:
-    """An engine whose one log never ends."""
-
-    async def logs(
-        self, engine_id: str, since_ns: int = 0, *, follow: bool = False
-    ) -> AsyncIterator[LogEntry]:
-        yield LogEntry(Stream.STDOUT, 5, b"written before\n")
-        await asyncio.Event().wait()
-
-    async def inspect(self, engine_id: str) -> None:
-        """It is gone."""
 
 
 async def test_who_follows_is_told_of_the_end_though_that_cannot_be_kept(
